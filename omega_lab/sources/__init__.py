@@ -14,18 +14,32 @@ from omega_lab.sources.base import (
     word_overlap,
     youtube_id,
 )
+from omega_lab.sources.fetch import fetch_clip
+from omega_lab.sources.folder import CatalogEntry, CatalogError, FolderSource, read_catalog
+from omega_lab.sources.web import UrlSource, YoutubeSource, link_of, read_links
+from omega_lab.sources.ytdlp import Limits
 
 __all__ = [
+    "CatalogEntry",
+    "CatalogError",
     "ClipId",
+    "FolderSource",
     "Hit",
+    "Limits",
     "Rank",
     "Source",
     "SourceError",
+    "UrlSource",
+    "YoutubeSource",
     "best_hits",
     "check_range",
     "clip_id_of_link",
+    "fetch_clip",
     "is_link",
+    "link_of",
     "parse_clip_id",
+    "read_catalog",
+    "read_links",
     "word_overlap",
     "youtube_id",
 ]
