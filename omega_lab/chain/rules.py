@@ -171,13 +171,13 @@ def burned_register(storage: Storage, who: str, netuid: int, hotkey: str) -> lis
     seat(storage, netuid, uid, hotkey, who, block)
     return [("SubtensorModule", "NeuronRegistered", (netuid, uid, hotkey))]
 
-# %% ../../nbs/10e_chain_rules.ipynb #5898d210
+# %% ../../nbs/10e_chain_rules.ipynb #b7cc6482
 def seat(storage: Storage, netuid: int, uid: int, hotkey: str, coldkey: str, block: int) -> None:
     "Write a new neuron into place `uid`, forgetting what the last one had there."
     for column, empty in COLUMNS.items():
         values = storage.get("SubtensorModule", column, netuid)
         values = values + [empty] * (uid + 1 - len(values))
-        values[uid] = True if column == "Active" else empty
+        values[uid] = {"Active": True, "LastUpdate": block}.get(column, empty)
         storage.put("SubtensorModule", column, netuid, value=values)
     owned = storage.get("SubtensorModule", "OwnedHotkeys", coldkey)
     count = max(uid + 1, storage.get("SubtensorModule", "SubnetworkN", netuid))
