@@ -42,10 +42,11 @@ def open_media(path: str | os.PathLike) -> Iterator[av.container.InputContainer]
     except av.FFmpegError as error:
         raise MediaError(path, f"cannot be decoded ({error.strerror or error})") from error
 
-# %% ../nbs/02a_media.ipynb #c68c45c6
+# %% ../nbs/02a_media.ipynb #78b168c2
 def _add_video(container, size: tuple[int, int], fps: Fraction, crf: int):
     stream = container.add_stream("libx264", rate=fps)
-    stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+    # h264 wants even edges: an odd one loses its last line.
+    stream.width, stream.height, stream.pix_fmt = size[0] // 2 * 2, size[1] // 2 * 2, "yuv420p"
     stream.codec_context.gop_size = max(1, round(fps))
     stream.options = {"preset": "ultrafast", "crf": str(crf), "threads": "1"}
     return stream
@@ -64,14 +65,14 @@ def _sound_packets(stream, sound: np.ndarray, begin: int, end: int):
         frame.sample_rate, frame.pts, frame.time_base = stream.rate, at, Fraction(1, stream.rate)
         yield from stream.encode(frame)
 
-# %% ../nbs/02a_media.ipynb #7ede934f
+# %% ../nbs/02a_media.ipynb #6800cdf2
 def write_film(
     out: str | os.PathLike,  # where the finished mp4 goes
-    pictures: Iterable[np.ndarray],  # uint8[height, width, 3] rgb, all of one even size
+    pictures: Iterable[np.ndarray],  # uint8[height, width, 3] rgb, all of one size
     fps: Fraction | int = 12,  # pictures per second
     sound: np.ndarray | None = None,  # float32[n] mono in -1..1
     rate: int = 16_000,  # samples per second of `sound`
-    crf: int = 27,  # x264's quality: smaller is better and larger
+    crf: int = 30,  # x264's quality: smaller is better and larger
 ) -> Path:
     "Write pictures and an optional mono sound track as h264/aac mp4, atomically; raises `MediaError` when empty."
     out, fps, heard, video = Path(out), Fraction(fps), 0, None
@@ -83,7 +84,7 @@ def write_film(
                 if video is None:
                     video = _add_video(container, picture.shape[1::-1], fps, crf)
                     audio = _add_sound(container, rate) if sound is not None and len(sound) else None
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame = av.VideoFrame.from_ndarray(picture[:video.height, :video.width], format="rgb24")
                 frame.pts, frame.time_base = n, 1 / fps
                 container.mux(video.encode(frame))
                 if audio is not None:
@@ -272,7 +273,7 @@ def scene_changes(path: str | os.PathLike, threshold: float = 0.14, apart: float
             before = small
     return changes
 
-# %% ../nbs/02a_media.ipynb #795ac422
+# %% ../nbs/02a_media.ipynb #1f44ab71
 def _ticks(path: Path, start: float, end: float, fps: Fraction, height: int | None) -> Iterator[np.ndarray]:
     "The picture shown at each tick of a clock at `fps` from `start` to `end` seconds, scaled to `height`, even-sized."
     with open_media(path) as container:
@@ -281,6 +282,7 @@ def _ticks(path: Path, start: float, end: float, fps: Fraction, height: int | No
             raise MediaError(path, "has no video track")
         high = (height or stream.height) // 2 * 2
         wide = round(stream.width * high / stream.height / 2) * 2
+        at = -1.0
         for at, frame in _decode_from(container, stream, start):
             while shown is not None and at > start + n / fps and start + n / fps < end:
                 yield shown.reformat(wide, high, "rgb24").to_ndarray()
@@ -288,22 +290,23 @@ def _ticks(path: Path, start: float, end: float, fps: Fraction, height: int | No
             if at >= end:
                 return
             shown = frame
-        while shown is not None and start + n / fps < min(end, _end_of(shown, at, stream) - 0.1):
+        if shown is None or _end_of(shown, at, stream) <= start:
+            raise MediaError(path, f"has nothing from {start} s on: it ends before")
+        while start + n / fps < min(end, _end_of(shown, at, stream) - 0.1):
             yield shown.reformat(wide, high, "rgb24").to_ndarray()
             n += 1
 
-# %% ../nbs/02a_media.ipynb #0d0a935d
+# %% ../nbs/02a_media.ipynb #100c8bf1
 def cut(path: str | os.PathLike, start: float, end: float, out: str | os.PathLike, height: int | None = None,
         fps: float | None = None) -> Path:
     "Write the range (seconds) of `path` as a film of its own; `height` and `fps` make it smaller. Atomic."
     if not 0 <= start < end:
         raise MediaError(path, f"the range {start}..{end} s is empty or negative")
-    info = probe(path)
-    if start >= info.duration:
-        raise MediaError(path, f"the range {start}..{end} s begins after the end at {info.duration:.2f} s")
-    rate = Fraction(min(fps or 30, info.fps or 25)).limit_denominator(1001)
-    sound = audio(path, start, end, rate=32_000) if info.has_audio else None
-    return write_film(out, _ticks(Path(path), start, end, rate, height), rate, sound, 32_000)
+    with open_media(path) as container:
+        stream = _real_video(container)
+        own = float(stream.average_rate or 25) if stream is not None else 25
+    rate = Fraction(min(fps or 30, own)).limit_denominator(1001)
+    return write_film(out, _ticks(Path(path), start, end, rate, height), rate, audio(path, start, end, 32_000), 32_000)
 
 # %% ../nbs/02a_media.ipynb #895a549c
 def file_sha256(path: str | os.PathLike) -> str:
