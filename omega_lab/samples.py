@@ -376,7 +376,7 @@ def tuple_tags(tags: str) -> str:
     "The tags of a scene, with those that all scenes of the film share."
     return f"animation, Big Buck Bunny, {tags}"
 
-# %% ../nbs/02b_samples.ipynb #b6528b3b
+# %% ../nbs/02b_samples.ipynb #70733419
 FILMS = (
     film("globe", "Earth", "gradio", "world.mp4", "rumble", (0, 30), ((0, 8), (9, 17), (18, 28)),
          "The Earth at night turning in space", "Earth, globe, space, city lights, night",
@@ -414,7 +414,7 @@ FILMS = (
           "the grass and hold a chestnut."),
     bunny("tree", (126.9, 146.3), ((0, 9), (10, 19)), "The rabbit under a tree", "rabbit, tree, squirrel, butterfly",
           "The rabbit sits before a broad tree trunk with the butterfly on his ear while a squirrel sneaks up behind."),
-    bunny("laughing", (149.2, 169.5), ((0, 6), (7, 11), (13, 20)), "Rodents laugh at the rabbit",
+    bunny("laughing", (149.2, 169.5), ((0, 6), (7, 12), (13, 20)), "Rodents laugh at the rabbit",
           "squirrels, laughing, tree, rabbit",
           "Three small rodents laugh beside the roots of a tree; the rabbit stands alone on the meadow."),
     bunny("evil_squirrel", (186, 199.7), ((0, 6), (6, 13)), "A squirrel threatens the butterfly",
@@ -562,7 +562,7 @@ def _report(progress: bool, text: str) -> None:
     if progress:
         print(f"samples: {text}", flush=True)
 
-# %% ../nbs/02b_samples.ipynb #9af4512a
+# %% ../nbs/02b_samples.ipynb #c147edfe
 def fetch_samples(data_dir: str | os.PathLike = "data", progress: bool = True, workers: int | None = None) -> Path:
     """Fetch the sample media and make the catalog below `data_dir`; returns the folder with catalog.json.
 
@@ -578,11 +578,13 @@ def fetch_samples(data_dir: str | os.PathLike = "data", progress: bool = True, w
         _report(progress, f"archive {n} of {len(needed)}: {ARCHIVES[name].requirement}")
         fetch_archive(name, data)
     (catalog / ".done").mkdir(parents=True, exist_ok=True)
+    from omega_lab.samples import _make as make  # by its module: a worker cannot import a notebook
+
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers or min(4, os.cpu_count() or 1), mp_context=context) as pool:
         # The long ones first, so that the last worker is not left alone with them.
         order = sorted(recipes, key=lambda r: -(r.span[1] - r.span[0] if r.span else 0))
-        jobs = [pool.submit(_make, recipe, data) for recipe in order]
+        jobs = [pool.submit(make, recipe, data) for recipe in order]
         try:
             for n, job in enumerate(as_completed(jobs), 1):
                 _report(progress, f"clip {n} of {len(jobs)}: {job.result()}")
