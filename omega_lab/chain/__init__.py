@@ -9,16 +9,14 @@ from omega_lab.chain.auth import (
     open_wallet,
     sign_request,
 )
+from omega_lab.chain.link import ChainDown, ChainError, is_local
 from omega_lab.chain.network import (
     Chain,
-    ChainDown,
-    ChainError,
     Hyperparameters,
     Metagraph,
     Neuron,
     Receipt,
     WeightsResult,
-    is_local,
 )
 from omega_lab.chain.weights import WeightsCheck, compare, to_u16
 
