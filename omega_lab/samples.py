@@ -538,14 +538,15 @@ def _stamp(recipe: Recipe) -> str:
     text = json.dumps([asdict(recipe), SIZE, FPS, SHOT_SECONDS, RATE, ARCHIVES[recipe.source].sha256, 1])
     return hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../nbs/02b_samples.ipynb #8f1a9cb7
-def _make(recipe: Recipe, data: Path) -> str:
+# %% ../nbs/02b_samples.ipynb #d0977f6f
+def _make(name: str, data: Path) -> str:
     "Render one recipe unless its stamp says it is done (runs in a worker process)."
+    recipe = next(r for r in PHOTOS + FILMS if r.name == name)
     out, stamp = data / "catalog" / f"{recipe.name}.mp4", data / "catalog" / ".done" / recipe.name
     if not (out.is_file() and stamp.is_file() and stamp.read_text() == _stamp(recipe)):
         render(recipe, data / "raw", out)
         stamp.write_text(_stamp(recipe))
-    return recipe.name
+    return name
 
 # %% ../nbs/02b_samples.ipynb #232f60e3
 def _entry(recipe: Recipe, catalog: Path) -> dict:
@@ -562,7 +563,7 @@ def _report(progress: bool, text: str) -> None:
     if progress:
         print(f"samples: {text}", flush=True)
 
-# %% ../nbs/02b_samples.ipynb #c147edfe
+# %% ../nbs/02b_samples.ipynb #51240f9f
 def fetch_samples(data_dir: str | os.PathLike = "data", progress: bool = True, workers: int | None = None) -> Path:
     """Fetch the sample media and make the catalog below `data_dir`; returns the folder with catalog.json.
 
@@ -584,7 +585,7 @@ def fetch_samples(data_dir: str | os.PathLike = "data", progress: bool = True, w
     with ProcessPoolExecutor(workers or min(4, os.cpu_count() or 1), mp_context=context) as pool:
         # The long ones first, so that the last worker is not left alone with them.
         order = sorted(recipes, key=lambda r: -(r.span[1] - r.span[0] if r.span else 0))
-        jobs = [pool.submit(make, recipe, data) for recipe in order]
+        jobs = [pool.submit(make, recipe.name, data) for recipe in order]
         try:
             for n, job in enumerate(as_completed(jobs), 1):
                 _report(progress, f"clip {n} of {len(jobs)}: {job.result()}")

@@ -1,0 +1,50 @@
+# Everyday commands; `make help` lists them. Everything lives in .venv and data/, both safe to delete.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup samples demo test test-full check docs lab clean
+
+help:  ## what each command does
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.11 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt torch | grep -v '^Requirement already' || true
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' | grep -vE '^(Requirement already|  Downloading|Collecting)' || true
+	@$(BIN)/python -c 'import omega_lab.cli'
+	@touch $@
+
+setup: $(READY) samples  ## environment in .venv, sample media in data/
+
+samples: $(READY)
+	@$(BIN)/omega-lab samples
+
+demo: $(READY)  ## a whole round of the subnet on this machine
+	@$(BIN)/omega-lab demo
+
+check: $(READY)  ## quick look before a commit: export in sync, clean notebooks, ruff, types
+	@$(BIN)/python tools/check.py sync clean readme
+	@$(BIN)/ruff check omega_lab tests tools
+	@$(BIN)/mypy
+
+test: setup check  ## everything that fits ten minutes on two cores
+	@$(BIN)/python tools/check.py outputs
+	@$(BIN)/pytest -q
+
+test-full: test  ## and the long ones
+	@$(BIN)/pytest -q -m full
+
+docs: $(READY)  ## the site, built from the notebooks into site/
+	@$(BIN)/python tools/docs.py
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	@$(BIN)/jupyter lab nbs
+
+clean:  ## remove what was built or executed (media and caches in data/ stay)
+	rm -rf site _proc build dist runs data/demo *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,16 @@
+"""The validator: ask, examine, score, keep, set weights, report."""
+from omega_lab.validator.report import (
+    leaderboard,
+    plot_averages,
+    plot_novelty,
+    plot_scores,
+    plot_similarity,
+    refusals,
+    refused_duplicate,
+    short,
+    spot_checks,
+)
+from omega_lab.validator.round import check_encoder, open_validator, publish_corpus, run_round, set_weights
+
+__all__ = ["check_encoder", "leaderboard", "open_validator", "plot_averages", "plot_novelty", "plot_scores", "plot_similarity",
+           "publish_corpus", "refusals", "refused_duplicate", "run_round", "set_weights", "short", "spot_checks"]
