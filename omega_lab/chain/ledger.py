@@ -101,7 +101,7 @@ def signature_holds(storage: Storage, extrinsic: Extrinsic, genesis_hash: str, h
         return False
     return bittensor_core.verify(bytes(payload), from_hex(signature), x["address"], CRYPTO_TYPES[scheme])
 
-# %% ../../nbs/10i_chain_ledger.ipynb #1efa138e
+# %% ../../nbs/10i_chain_ledger.ipynb #460733b3
 class Ledger:
     "Blocks, pool and state of one local chain. Not thread-safe: one server owns it. `clock` gives Unix seconds."
 
@@ -122,7 +122,7 @@ class Ledger:
 
     def block(self, block_hash: str | None) -> Block | None:
         "A block by hash; None asks for the head, an unknown hash gives None."
-        return self._by_hash.get(block_hash) if block_hash else self.head
+        return self.head if block_hash is None else self._by_hash.get(block_hash)
 
     def at(self, block_hash: str | None) -> Storage:
         "The state after a block. Raises LookupError for an unknown one, StateDiscarded for one too old."

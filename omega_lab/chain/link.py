@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['LOST', 'T', 'ChainError', 'ChainDown', 'is_local', 'own_runtime_cache', 'lost_connection', 'translate', 'Link',
-           'run_loop']
+           'not_twice', 'run_loop']
 
-# %% ../../nbs/10a_chain_link.ipynb #4d76e410
+# %% ../../nbs/10a_chain_link.ipynb #358a8612
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import bittensor as bt
@@ -52,7 +53,7 @@ def lost_connection(text: str) -> bool:
     "Whether the SDK's message speaks of a broken connection; it has no type of its own for that."
     return any(mark in text.lower() for mark in LOST)
 
-# %% ../../nbs/10a_chain_link.ipynb #d3b21e15
+# %% ../../nbs/10a_chain_link.ipynb #9095237d
 def translate(error: Exception, endpoint: str, doing: str) -> ChainError:
     "A failure of the SDK as ChainDown or ChainError, saying what was being done and what helps."
     if isinstance(error, ChainError):
@@ -64,15 +65,19 @@ def translate(error: Exception, endpoint: str, doing: str) -> ChainError:
         return ChainDown(f"{doing}: {endpoint} is not reachable ({text}); start the node or choose another endpoint")
     if isinstance(error, SdkChainError):
         name = error.name or error.code.value
-        return ChainError(f"{doing}: {text.split('. ')[0].rstrip('.')} [{name}]; {error.remediation}", name)
+        said = text.split(". ")[0] if error.name else text  # the chain's own errors come with long explanations
+        return ChainError(f"{doing}: {said.rstrip('.')} [{name}]; {error.remediation}", name)
     return ChainError(f"{doing}: {text} (SDK {bt.__version__}: the chain's runtime may be older or newer than it knows)")
 
-# %% ../../nbs/10a_chain_link.ipynb #dddebe3e
+# %% ../../nbs/10a_chain_link.ipynb #109e389e
 T = TypeVar("T")
 
 
 class Link:
-    "A connection to the node at `endpoint`, opened by the first call. Safe to use from several threads."
+    """A connection to the node at `endpoint`, opened by the first call. Safe to use from several threads.
+
+    Who sends extrinsics holds `sending`, so that nonces are used in order.
+    """
 
     def __init__(self, endpoint: str, timeout: float = 30.0):
         self.endpoint, self.timeout = resolve_endpoint(endpoint)[1], timeout
@@ -80,6 +85,7 @@ class Link:
         self._client: bt.Client | None = None
         self._substrate: bt.RpcSubstrate | None = None
         self._opening = asyncio.Lock()
+        self.sending = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
         if self.local:
@@ -113,12 +119,14 @@ class Link:
     async def _disconnect(self) -> None:
         substrate, self._substrate, self._client = self._substrate, None, None
         if substrate is not None:
-            await asyncio.wait_for(substrate.close(), 5)
+            with contextlib.suppress(TimeoutError, OSError, BittensorError):  # a node that hangs is left anyway
+                await asyncio.wait_for(substrate.close(), 1)
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
+                self._loop.set_exception_handler(not_twice)
                 threading.Thread(target=run_loop, args=(self._loop,), name="chain-link", daemon=True).start()
             return self._loop
 
@@ -129,7 +137,14 @@ class Link:
         if loop is not None:
             asyncio.run_coroutine_threadsafe(self._disconnect(), loop).result(10)
             loop.call_soon_threadsafe(loop.stop)
-            self._opening = asyncio.Lock()  # the old one belongs to the old loop
+            self._opening, self.sending = asyncio.Lock(), asyncio.Lock()  # the old ones belong to the old loop
+
+# %% ../../nbs/10a_chain_link.ipynb #1e3ddfac
+def not_twice(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    "Report what goes wrong in the loop, except what the SDK's connection task has told its callers already."
+    task = context.get("future")
+    if not (isinstance(task, asyncio.Task) and task.get_name() == "rpc-session"):
+        loop.default_exception_handler(context)
 
 # %% ../../nbs/10a_chain_link.ipynb #e127ffa1
 def run_loop(loop: asyncio.AbstractEventLoop) -> None:
