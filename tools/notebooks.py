@@ -42,7 +42,7 @@ def fenced(text: str, language: str) -> str:
     "A fenced block whose fence is longer than any inside."
     longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+    return f"{fence}{' ' if language.startswith('{') else ''}{language}\n{text.rstrip()}\n{fence}"
 
 
 def plain(text: str | list[str]) -> str:

@@ -39,6 +39,8 @@ def render(root: Path = ROOT) -> tuple[str, dict[Path, bytes]]:
 
 def differences(root: Path = ROOT) -> list[str]:
     "What of README.md and its pictures is not as the notebook would make it."
+    if not (root / SOURCE).is_file():
+        return [f"{SOURCE}: missing; README.md is made from it"]
     text, images = render(root)
     wanted = {Path("README.md"): text.encode(), **images}
     stale = [path for path in (root / IMAGES).glob("index_*") if path.relative_to(root) not in wanted]
