@@ -45,14 +45,14 @@ def leaderboard(
         left join (select hotkey, score from averages where task = 'video') using (hotkey) order by score desc, uid""")
     return board.with_columns(miner=pl.col("miner").map_elements(lambda h: (names or {}).get(h, short(h)), return_dtype=pl.String))
 
-# %% ../../nbs/12c_validator_report.ipynb #69d2403e
+# %% ../../nbs/12c_validator_report.ipynb #7ee5a5d3
 def refusals(store: Store, names: dict[str, str] | None = None) -> pl.DataFrame:
-    "Every clip that was not accepted, and every response without a usable answer, with the reason."
+    "What was refused and why: whole answers (punished, unverified, none) in one row, single clips in their own."
     rows = store.sql("""
-        select round, hotkey as miner, position as clip, left(video_id, 16) as video, start_time as start, end_time as end, reason
-        from clips where not accepted
-        union all select round, hotkey, null, null, null, null, reason from responses
-        where status <> 'answered' order by round, miner, clip""")
+        select c.round, c.hotkey as miner, position::varchar as clip, left(video_id, 16) as video, start_time as start, end_time as end, c.reason
+        from clips c join responses r using (round, hotkey) where not accepted and outcome in ('scored', 'empty')
+        union all select round, hotkey, 'all', null, null, null, reason from responses where outcome not in ('scored', 'empty')
+        order by round, miner, clip""")
     return rows.with_columns(miner=pl.col("miner").map_elements(lambda h: (names or {}).get(h, short(h)), return_dtype=pl.String))
 
 # %% ../../nbs/12c_validator_report.ipynb #b096a99d
