@@ -24,11 +24,11 @@ from bittensor.sp_core import Keypair
 from .link import ChainError
 from .network import Metagraph, Neuron
 
-# %% ../../nbs/10c_chain_auth.ipynb #363e23fe
+# %% ../../nbs/10c_chain_auth.ipynb #08944325
 def open_wallet(name: str, hotkey: str, path: str | Path, create: bool = False) -> bt.Wallet:
     """The wallet `name`/`hotkey` under `path`, without any prompt; `create` makes what is missing, unencrypted.
 
-    Raises ChainError when a key is missing or the hotkey is encrypted. Secrets are neither returned as text nor printed.
+    Raises ChainError when a key is missing or the hotkey is encrypted. No secret is printed.
     """
     wallet = bt.Wallet(name=name, hotkey=hotkey, path=str(Path(path).expanduser()))
     if create and not wallet.coldkeypub_file.exists_on_device():
@@ -37,9 +37,10 @@ def open_wallet(name: str, hotkey: str, path: str | Path, create: bool = False) 
         wallet.create_new_hotkey(use_password=False, suppress=True)
     for what, keyfile in (("coldkey's public part", wallet.coldkeypub_file), ("hotkey", wallet.hotkey_file)):
         if not keyfile.exists_on_device():
-            raise ChainError(f"no {what} at {keyfile.path}: create it with `btcli wallet create` or check name and path")
+            raise ChainError(f"no {what} at {keyfile.path}: make it with `btcli wallet create`, or check name and path")
     if wallet.hotkey_file.is_encrypted():
-        raise ChainError(f"the hotkey {wallet.hotkey_file.path} is encrypted: a neuron signs by itself, so its hotkey must be plain")
+        raise ChainError(f"the hotkey {wallet.hotkey_file.path} is encrypted: a neuron signs by itself and needs a"
+                         " plain one (the coldkey may stay encrypted)")
     return wallet
 
 # %% ../../nbs/10c_chain_auth.ipynb #247c134a
@@ -60,13 +61,13 @@ def dev_wallet(uri: str, hotkey: str = "hot") -> DevWallet:
     "The development wallet `uri` (such as //Alice) with the hotkey `uri`//`hotkey`."
     return DevWallet(Keypair.create_from_uri(uri), Keypair.create_from_uri(f"{uri}//{hotkey}"))
 
-# %% ../../nbs/10c_chain_auth.ipynb #0ce6dfbc
+# %% ../../nbs/10c_chain_auth.ipynb #4a8b5274
 def sign_request(keypair: Any, method: str, url_or_path: str, body: bytes, receiver_ss58: str) -> dict[str, str]:
-    "Headers that prove who sent `body` to `receiver_ss58`. Sign again for each attempt: a nonce is good for one request."
+    "Headers that prove who sent `body` to `receiver_ss58`. Sign each attempt anew: a nonce is good for one request."
     target = httpx.URL(url_or_path).raw_path.decode()  # path and query, as they will be on the wire
     return http_auth.sign(keypair, method=method, path=target, body=body, receiver_ss58=receiver_ss58)
 
-# %% ../../nbs/10c_chain_auth.ipynb #8000b253
+# %% ../../nbs/10c_chain_auth.ipynb #46bafb2f
 class NonceStore:
     """Which (hotkey, nonce) pairs were seen in the last `retention` seconds.
 
@@ -80,7 +81,8 @@ class NonceStore:
                                    isolation_level=None)
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = normal")
-        self._db.execute("create table if not exists seen (hotkey text, nonce text, at real, primary key (hotkey, nonce))")
+        self._db.execute("create table if not exists seen"
+                         " (hotkey text, nonce text, at real, primary key (hotkey, nonce))")
 
     def check_and_store(self, hotkey_ss58: str, nonce_ns: int) -> bool:
         "True and remembered when the pair is new; False when it was seen. One statement: workers cannot both win."
@@ -103,7 +105,7 @@ class Refused(Exception):
         super().__init__(f"{status} {reason}")
         self.status, self.reason = status, reason
 
-# %% ../../nbs/10c_chain_auth.ipynb #259cc159
+# %% ../../nbs/10c_chain_auth.ipynb #07b10ff1
 REFUSALS: dict[type[http_auth.AuthError], tuple[int, str]] = {
     http_auth.MalformedAuth: (401, "malformed signature headers"),
     http_auth.BadSignature: (401, "bad signature"),
@@ -114,7 +116,7 @@ REFUSALS: dict[type[http_auth.AuthError], tuple[int, str]] = {
 
 
 def authenticate(headers: Mapping[str, str], body: bytes, **expected: Any) -> str:
-    "The hotkey that signed this request; Refused when none did, or not this, not now, not to us, not for the first time."
+    "The hotkey that signed this request; Refused when none did, or not this, not now, not to us, or once before."
     if http_auth.HEADER_SIGNATURE.lower() not in {name.lower() for name in headers}:
         raise Refused(401, "unsigned request: sign it with a hotkey (btauth/1)")
     try:
@@ -133,20 +135,21 @@ def authorise(caller: Neuron | None, min_stake_rao: int, need_permit: bool) -> N
         raise Refused(403, f"stake too low: {caller.stake_rao} rao, {min_stake_rao} needed")
     return caller
 
-# %% ../../nbs/10c_chain_auth.ipynb #945e435f
+# %% ../../nbs/10c_chain_auth.ipynb #2abf4319
 class Gate:
     """Lets in whom `receiver` (our hotkey) should answer.
 
     `metagraph` is called for each request that is properly signed: give it a cache. `per_minute` limits each hotkey.
     """
 
-    def __init__(self, receiver: str, metagraph: Callable[[], Metagraph], min_stake_rao: int = 0, need_permit: bool = True,
-                 nonce_store: NonceStore | None = None, max_age: float = 10.0, per_minute: int | None = None):
+    def __init__(self, receiver: str, metagraph: Callable[[], Metagraph], min_stake_rao: int = 0,
+                 need_permit: bool = True, nonce_store: NonceStore | None = None, max_age: float = 10.0,
+                 per_minute: int | None = None):
         self.receiver, self.metagraph = receiver, metagraph
         self.min_stake_rao, self.need_permit, self.per_minute = min_stake_rao, need_permit, per_minute
         self.nonces, self.max_age = nonce_store or NonceStore(), max_age
         if (fresh := max_age + http_auth.DEFAULT_ALLOWED_SKEW) > self.nonces.retention:
-            raise ValueError(f"requests stay fresh for {fresh} s but nonces are remembered for {self.nonces.retention} s:"
+            raise ValueError(f"requests stay fresh for {fresh} s, nonces are remembered for {self.nonces.retention} s:"
                              " give the NonceStore a longer retention")
         self._recent: dict[str, deque[float]] = {}
         self._lock = threading.Lock()

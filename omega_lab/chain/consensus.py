@@ -83,7 +83,7 @@ def touch(storage: Storage, netuid: int, uid: int) -> None:
     last[uid] = storage.get("System", "Number")
     storage.put("SubtensorModule", "LastUpdate", netuid, value=last)
 
-# %% ../../nbs/10g_chain_consensus.ipynb #318a61af
+# %% ../../nbs/10g_chain_consensus.ipynb #04ee58c4
 def commit_weights(storage: Storage, who: str, netuid: int, mecid: int, commit: str | bytes, reveal_round: int,
                    commit_reveal_version: int) -> list[Event]:
     "Hotkey `who` commits timelock-encrypted weights. They stay sealed: no drand beacon reaches this chain."
@@ -97,15 +97,16 @@ def commit_weights(storage: Storage, who: str, netuid: int, mecid: int, commit: 
         commit = from_hex(commit) if commit.startswith("0x") else commit.encode()
     epoch = storage.get("SubtensorModule", "SubnetEpochIndex", netuid)
     block, sealed = storage.get("System", "Number"), to_hex(commit)
-    row = storage.get("SubtensorModule", "TimelockedWeightCommits", netuid, epoch) + [(who, block, sealed, reveal_round)]
+    row = storage.get("SubtensorModule", "TimelockedWeightCommits", netuid, epoch)
+    row = [*row, (who, block, sealed, reveal_round)]
     storage.put("SubtensorModule", "TimelockedWeightCommits", netuid, epoch, value=row)
     touch(storage, netuid, uid)
     seal = to_hex(blake2(commit))
     return [("SubtensorModule", "TimelockedWeightsCommitted", (who, netuid, seal, reveal_round))]
 
-# %% ../../nbs/10g_chain_consensus.ipynb #bb8eaf88
+# %% ../../nbs/10g_chain_consensus.ipynb #166fb20a
 def end_block(storage: Storage, netuid: int) -> None:
-    "Permits to the largest stakes above zero; incentives as the stake-weighted mean of the permitted validators' weights."
+    "Permits to the largest stakes above zero; incentives: stake-weighted mean of the permitted validators' weights."
     held = stakes(storage, netuid)
     seats = storage.get("SubtensorModule", "MaxAllowedValidators", netuid)
     permitted = set(sorted((u for u, rao in enumerate(held) if rao > 0), key=lambda u: (-held[u], u))[:seats])

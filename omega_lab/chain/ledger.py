@@ -101,7 +101,7 @@ def signature_holds(storage: Storage, extrinsic: Extrinsic, genesis_hash: str, h
         return False
     return bittensor_core.verify(bytes(payload), from_hex(signature), x["address"], CRYPTO_TYPES[scheme])
 
-# %% ../../nbs/10i_chain_ledger.ipynb #460733b3
+# %% ../../nbs/10i_chain_ledger.ipynb #45eb4f24
 class Ledger:
     "Blocks, pool and state of one local chain. Not thread-safe: one server owns it. `clock` gives Unix seconds."
 
@@ -146,7 +146,8 @@ class Ledger:
         extrinsic = self._decode(raw)
         expected, given = self.next_nonce(extrinsic.signer), extrinsic.decoded["nonce"]
         if given != expected:
-            raise InvalidTransaction("Transaction is outdated" if given < expected else "Transaction is from the future")
+            raise InvalidTransaction("Transaction is outdated" if given < expected else
+                                     "Transaction will be valid in the future")
         if not signature_holds(self.storage, extrinsic, self.blocks[0].hash, lambda n: self.blocks[n].hash,
                                self.head.number):
             raise InvalidTransaction("Transaction has a bad signature")

@@ -21,9 +21,9 @@ from bittensor.result import BittensorError, ConnectionNotReady, RpcConnectionEr
 from bittensor.result import ChainError as SdkChainError
 from bittensor.settings import resolve_endpoint
 
-# %% ../../nbs/10a_chain_link.ipynb #b92479a1
+# %% ../../nbs/10a_chain_link.ipynb #558cea34
 class ChainError(RuntimeError):
-    "The chain, or a check before it, refused. The message says what to do; `name` is the chain's or the SDK's name for it."
+    "The chain, or a check before it, refused. The message says what to do, `name` what the chain or the SDK calls it."
 
     def __init__(self, message: str, name: str = ""):
         super().__init__(message)
@@ -53,23 +53,23 @@ def lost_connection(text: str) -> bool:
     "Whether the SDK's message speaks of a broken connection; it has no type of its own for that."
     return any(mark in text.lower() for mark in LOST)
 
-# %% ../../nbs/10a_chain_link.ipynb #9095237d
+# %% ../../nbs/10a_chain_link.ipynb #99436830
 def translate(error: Exception, endpoint: str, doing: str) -> ChainError:
     "A failure of the SDK as ChainDown or ChainError, saying what was being done and what helps."
     if isinstance(error, ChainError):
         return error
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, TimeoutError):
-        return ChainDown(f"{doing}: {endpoint} did not answer in time; it may still be done there, so look before repeating")
+        return ChainDown(f"{doing}: {endpoint} did not answer in time; look whether it was done before repeating it")
     if isinstance(error, RpcConnectionError | ConnectionNotReady | OSError) or lost_connection(text):
         return ChainDown(f"{doing}: {endpoint} is not reachable ({text}); start the node or choose another endpoint")
     if isinstance(error, SdkChainError):
         name = error.name or error.code.value
         said = text.split(". ")[0] if error.name else text  # the chain's own errors come with long explanations
         return ChainError(f"{doing}: {said.rstrip('.')} [{name}]; {error.remediation}", name)
-    return ChainError(f"{doing}: {text} (SDK {bt.__version__}: the chain's runtime may be older or newer than it knows)")
+    return ChainError(f"{doing}: {text} (SDK {bt.__version__}; the chain's runtime may be another than it knows)")
 
-# %% ../../nbs/10a_chain_link.ipynb #109e389e
+# %% ../../nbs/10a_chain_link.ipynb #8553ef84
 T = TypeVar("T")
 
 
@@ -92,7 +92,7 @@ class Link:
             own_runtime_cache()
 
     def ask(self, doing: str, make: Callable[[bt.Client], Awaitable[T]], timeout: float | None = None) -> T:
-        "The result of `make(client)` within `timeout` seconds. Raises ChainDown or ChainError, which begin with `doing`."
+        "The result of `make(client)` within `timeout` seconds. Raises ChainDown or ChainError, beginning with `doing`."
         async def run() -> T:
             return await make(await self._connected())
 

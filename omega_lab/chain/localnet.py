@@ -30,7 +30,7 @@ from .rpc import answer
 from .rules import Genesis
 from .state import blake2, from_hex, load_golden, to_hex
 
-# %% ../../nbs/10k_chain_localnet.ipynb #d8afd12f
+# %% ../../nbs/10k_chain_localnet.ipynb #9c434095
 HEADS = {"chain_subscribeNewHeads": "chain_newHead", "chain_subscribeNewHead": "chain_newHead",
          "chain_subscribeFinalizedHeads": "chain_finalizedHead"}
 
@@ -99,8 +99,8 @@ class Node:
     async def _tell_fates(self, connection: ServerConnection, block: Block, watched: list[tuple[str, str]]) -> None:
         included = {to_hex(blake2(from_hex(data))) for data in block.extrinsics}
         for name, submitted in watched:
-            fates = ["ready", {"inBlock": block.hash}, {"finalized": block.hash}] if submitted in included else ["invalid"]
-            for fate in fates:
+            done = ["ready", {"inBlock": block.hash}, {"finalized": block.hash}]
+            for fate in done if submitted in included else ["invalid"]:
                 await notify(connection, "author_extrinsicUpdate", name, fate)
 
     async def _announce(self, block: Block) -> None:
@@ -114,14 +114,15 @@ async def notify(connection: ServerConnection, method: str, subscription: str, r
     with contextlib.suppress(ConnectionClosed):
         await connection.send(json.dumps(frame))
 
-# %% ../../nbs/10k_chain_localnet.ipynb #4eadb3cd
+# %% ../../nbs/10k_chain_localnet.ipynb #6a89ea93
 class LocalNet:
     """A local chain in a background thread, for tests and notebooks.
 
     `with LocalNet(golden) as net: Chain(net.endpoint, 24)`. `golden` is the path of golden.json.
     """
 
-    def __init__(self, golden: str | Path, *, block_seconds: float = 1.0, port: int = 0, genesis: Genesis | None = None):
+    def __init__(self, golden: str | Path, *, block_seconds: float = 1.0, port: int = 0,
+                 genesis: Genesis | None = None):
         self.node = Node(Ledger(load_golden(golden), genesis), block_seconds)
         self.port, self.endpoint = port, ""
         self._loop = asyncio.new_event_loop()

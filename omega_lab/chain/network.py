@@ -126,7 +126,7 @@ async def execute(client: bt.Client, wallet: Any, intent: bt.Intent, attempts: i
         await asyncio.sleep(random.uniform(0, 0.1 * 2**attempt))  # so that the two do not meet again
     raise AssertionError("unreachable")
 
-# %% ../../nbs/10b_chain_network.ipynb #0f6a5d99
+# %% ../../nbs/10b_chain_network.ipynb #c2b348cc
 class Chain:
     """A subnet `netuid` on the chain at `endpoint` (a ws:// URL or a network's name). Connects at the first call.
 
@@ -156,7 +156,7 @@ class Chain:
             raise ChainError(f"there is no subnet {self.netuid} on {self.endpoint}: check the netuid and the endpoint")
         wanted = [field.name for field in fields(Hyperparameters)]
         if missing := [name for name in wanted if name not in values]:
-            raise ChainError(f"{self.endpoint} does not tell {', '.join(missing)}: its runtime is another than the SDK's")
+            raise ChainError(f"{self.endpoint} does not tell {', '.join(missing)}: its runtime is not the SDK's")
         return Hyperparameters(**{name: values[name] for name in wanted})
 
     def balance_rao(self, ss58: str) -> int:
@@ -195,9 +195,13 @@ class Chain:
             return uid
         doing = f"registering {hotkey} on subnet {self.netuid}"
         shielded = self.link.ask(doing, lambda c: c.query(("MevShield", "NextKey")))
-        self._send(doing, wallet, (bt.BurnedRegister if shielded else OpenRegister)(netuid=self.netuid))
+        try:
+            self._send(doing, wallet, (bt.BurnedRegister if shielded else OpenRegister)(netuid=self.netuid))
+        except ChainError as error:
+            if error.name != "HotKeyAlreadyRegisteredInSubNet":  # another process was quicker: as good
+                raise
         if (uid := self.uid(hotkey)) is None:
-            raise ChainError(f"{doing}: accepted, but the hotkey has no uid; it may have been evicted at once, try again")
+            raise ChainError(f"{doing}: accepted, but the hotkey has no uid; evicted at once, perhaps: try again")
         return uid
 
     def publish_endpoint(self, wallet: Any, ip: str, port: int) -> Receipt | None:
@@ -214,27 +218,31 @@ class Chain:
         "Set the wallet's row of weights (any scale). Raises ValueError for weights that are no weights."
         check_weights(weights)
         intent = bt.SetWeights(netuid=self.netuid, weights=dict(weights), version_key=version_key)
-        receipt = self._send("setting weights", wallet, intent)
-        block = self.link.ask("reading back the weights sent", lambda c: c.block_info(receipt.block))
-        args = {arg["name"]: arg["value"] for arg in block.extrinsics[receipt.index]["call"]["call_args"]}
+        receipt, args = self._submit("setting weights", wallet, intent)
         if "dests" not in args:  # a sealed commit: what it holds is known here only
             return WeightsResult(receipt.block, receipt.extrinsic_hash, to_u16(weights), sealed=True)
         sent = dict(zip(args["dests"], args["weights"], strict=True))
         return WeightsResult(receipt.block, receipt.extrinsic_hash, sent)
 
     def _send(self, doing: str, wallet: Any, intent: bt.Intent) -> Receipt:
-        "Sign and submit with the key the intent asks for; wait until it is final."
+        return self._submit(doing, wallet, intent)[0]
+
+    def _submit(self, doing: str, wallet: Any, intent: bt.Intent) -> tuple[Receipt, dict[str, Any]]:
+        "Sign and submit with the key the intent asks for, wait until it is final; also the call's arguments as sent."
         if getattr(wallet, "development", False) and not self.local:
             raise ChainError(f"{doing}: a development key must not be used on {self.endpoint}; open a real wallet")
         if intent.signer == "coldkey":
             need_coldkey(wallet)
 
-        async def submit(client: bt.Client) -> Receipt:
+        async def submit(client: bt.Client) -> tuple[Receipt, dict[str, Any]]:
             async with self.link.sending:
                 result = await execute(client, wallet, intent)
             block, index = (int(part) for part in result.extrinsic_id.split("-"))
-            included = (await client.block_info(block)).extrinsics[index]
-            return Receipt(block, index, included["extrinsic_hash"], result.fee.rao if result.fee else 0)
+            if (included := (await client.block_info(block)).extrinsics[index]) is None:
+                raise ValueError(f"it is done, as extrinsic {result.extrinsic_id}, which cannot be decoded")
+            args = {arg["name"]: arg["value"] for arg in included["call"]["call_args"]}
+            fee = result.fee.rao if result.fee else 0
+            return Receipt(block, index, included["extrinsic_hash"], fee), args
 
         return self.link.ask(doing, submit, self.submit_timeout)
 

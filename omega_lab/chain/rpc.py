@@ -50,8 +50,9 @@ def query_storage(ledger: Ledger, keys: list[str], block_hash: str | None = None
     changes = [[key, get_storage(ledger, key, block_hash)] for key in keys]
     return [{"block": block_hash or ledger.head.hash, "changes": changes}]
 
-# %% ../../nbs/10j_chain_rpc.ipynb #b1b3fbd0
-def keys_paged(ledger: Ledger, prefix: str, count: int, after: str | None = None, block_hash: str | None = None) -> list[str]:
+# %% ../../nbs/10j_chain_rpc.ipynb #7a8ed04c
+def keys_paged(ledger: Ledger, prefix: str, count: int, after: str | None = None,
+               block_hash: str | None = None) -> list[str]:
     "state_getKeysPaged: at most `count` keys with a prefix, sorted, behind `after`."
     keys = ledger.at(block_hash).values
     return sorted(key for key in keys if key.startswith(prefix) and key > (after or ""))[:count]

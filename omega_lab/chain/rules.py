@@ -99,12 +99,12 @@ def withdraw(storage: Storage, who: str, rao: int, error: DispatchError) -> None
         raise error
     set_free(storage, who, left)
 
-# %% ../../nbs/10f_chain_rules.ipynb #d4323ff0
+# %% ../../nbs/10f_chain_rules.ipynb #e68cb9fc
 Event = tuple[str, str, Any]  # pallet, name, attributes
 
 
 def transfer(storage: Storage, who: str, dest: str, value: int) -> list[Event]:
-    "Balances.transfer_*: exactly `value` rao from `who` to `dest`. Sender and receiver both keep the existential deposit."
+    "Balances.transfer_*: exactly `value` rao from `who` to `dest`. Both keep the existential deposit."
     withdraw(storage, who, value, DispatchError({"Token": "FundsUnavailable"}))
     if (total := free_rao(storage, dest) + value) < EXISTENTIAL_DEPOSIT_RAO:
         raise DispatchError({"Token": "BelowMinimum"})
@@ -145,9 +145,9 @@ def need_uid(storage: Storage, netuid: int, hotkey: str) -> int:
         raise refuse(storage, "HotKeyNotRegisteredInSubNet")
     return uid
 
-# %% ../../nbs/10f_chain_rules.ipynb #e157c603
+# %% ../../nbs/10f_chain_rules.ipynb #6bbeb86c
 def evict(storage: Storage, netuid: int, block: int) -> int:
-    "Free a place on a full subnet: lowest incentive first, then the oldest. Raises NoNeuronIdAvailable when all are immune."
+    "Free a place on a full subnet: lowest incentive first, then the oldest. NoNeuronIdAvailable when all are immune."
     immunity = storage.get("SubtensorModule", "ImmunityPeriod", netuid)
     incentive = storage.get("SubtensorModule", "Incentive", netuid)
     born = [storage.get("SubtensorModule", "BlockAtRegistration", netuid, uid) for uid in range(len(incentive))]

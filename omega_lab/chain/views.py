@@ -21,14 +21,15 @@ FEE_RAO = 166_247  # what the recorded transfer paid; every call costs this here
 NO_AXON = dict.fromkeys(("block", "version", "ip", "port", "ip_type", "protocol", "placeholder1", "placeholder2"), 0)
 NO_PROMETHEUS = dict.fromkeys(("block", "version", "ip", "port", "ip_type"), 0)
 
-# %% ../../nbs/10h_chain_views.ipynb #661c3eda
+# %% ../../nbs/10h_chain_views.ipynb #a31cf87e
 def hyperparameters(storage: Storage, netuid: int) -> dict[str, int | bool]:
     "The subnet's settings under the names clients know, read from storage."
     names = {"tempo": "Tempo", "weights_rate_limit": "WeightsSetRateLimit", "min_allowed_weights": "MinAllowedWeights",
              "max_weights_limit": "MaxWeightsLimit", "weights_version": "WeightsVersionKey",
              "immunity_period": "ImmunityPeriod", "max_validators": "MaxAllowedValidators",
              "max_allowed_uids": "MaxAllowedUids", "serving_rate_limit": "ServingRateLimit",
-             "commit_reveal_weights_enabled": "CommitRevealWeightsEnabled", "commit_reveal_period": "RevealPeriodEpochs",
+             "commit_reveal_weights_enabled": "CommitRevealWeightsEnabled",
+             "commit_reveal_period": "RevealPeriodEpochs",
              "registration_allowed": "NetworkRegistrationAllowed", "subnet_is_active": "SubtokenEnabled"}
     return {name: storage.get("SubtensorModule", item, netuid) for name, item in names.items()}
 
@@ -102,11 +103,12 @@ def netuid_of(data: bytes) -> int:
     "The netuid an argument starts with."
     return int.from_bytes(data[:2], "little")
 
-# %% ../../nbs/10h_chain_views.ipynb #ed3eb366
+# %% ../../nbs/10h_chain_views.ipynb #93a631a6
 def swap_quote(data: bytes) -> dict[str, int]:
     "What TAO buys at the fixed price 1: as much, without fee or slippage."
     rao = int.from_bytes(data[2:10], "little")
-    return {"tao_amount": rao, "alpha_amount": rao, "tao_fee": 0, "alpha_fee": 0, "tao_slippage": 0, "alpha_slippage": 0}
+    free = dict.fromkeys(("tao_fee", "alpha_fee", "tao_slippage", "alpha_slippage"), 0)
+    return {"tao_amount": rao, "alpha_amount": rao} | free
 
 # %% ../../nbs/10h_chain_views.ipynb #e4836fda
 VIEWS: dict[str, Callable[[Storage, bytes], Any]] = {

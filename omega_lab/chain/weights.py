@@ -12,14 +12,14 @@ from math import isfinite
 
 U16_MAX = 65_535
 
-# %% ../../nbs/10d_chain_weights.ipynb #ab8f359b
+# %% ../../nbs/10d_chain_weights.ipynb #663368b6
 def check_weights(weights: Mapping[int, float]) -> None:
     "Raise ValueError, naming uid and value, unless all are finite, none negative and at least one above zero."
     for uid, weight in weights.items():
         if not 0 <= uid <= U16_MAX:
             raise ValueError(f"uid {uid} is outside 0..{U16_MAX}")
         if not isfinite(weight) or weight < 0:
-            raise ValueError(f"the weight of uid {uid} is {weight}: weights are finite and not negative; use 0 to give nothing")
+            raise ValueError(f"the weight of uid {uid} is {weight}: weights are finite and ≥ 0, and 0 gives nothing")
     if not any(weight > 0 for weight in weights.values()):
         raise ValueError(f"all of {len(weights)} weights are zero: there is nothing to set")
 
@@ -50,11 +50,11 @@ class WeightsCheck:
         "True when the same uids are there and no share is off by more than rounding explains."
         return not self.missing and not self.extra and self.largest_error <= 1 / U16_MAX
 
-# %% ../../nbs/10d_chain_weights.ipynb #63599ef3
+# %% ../../nbs/10d_chain_weights.ipynb #47d8daa3
 def compare(meant: Mapping[int, float], shown: Mapping[int, int]) -> WeightsCheck:
     "Compare weights as meant (any scale) with the row the chain shows. Nothing on chain: every uid is missing."
     sent = to_u16(meant)
     mine, theirs = shares(sent), shares(shown)
     errors = [abs(mine.get(uid, 0.0) - theirs.get(uid, 0.0)) for uid in mine.keys() | theirs.keys()]
-    return WeightsCheck(missing=tuple(sorted(mine.keys() - theirs.keys())), extra=tuple(sorted(theirs.keys() - mine.keys())),
-                        largest_error=max(errors))
+    missing, extra = mine.keys() - theirs.keys(), theirs.keys() - mine.keys()
+    return WeightsCheck(tuple(sorted(missing)), tuple(sorted(extra)), largest_error=max(errors))
