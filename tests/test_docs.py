@@ -1,4 +1,4 @@
-"The site, built from two notebooks and a front page: pages exist, links lead somewhere, nothing is fetched from elsewhere."
+"The site, built from two notebooks and a front page: pages exist, links lead on, nothing is fetched elsewhere."
 
 import re
 import sys
@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import docs  # noqa: E402
 
-PIXEL = ("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
 class Addresses(HTMLParser):
@@ -41,11 +41,16 @@ def site(tmp_path_factory) -> Path:
     "An index with a link and a picture, beside two notebooks of the lab."
     folder = tmp_path_factory.mktemp("docs")
     picture = nbformat.v4.new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})
-    table = nbformat.v4.new_output("execute_result", {"text/html": "<style>b{}</style><table><tr><td>7</td></tr></table>", "text/plain": "7"})
-    index = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_markdown_cell("# Front page\n\n> About.\n\nSee [the settings](00_settings.ipynb)."),
-        nbformat.v4.new_code_cell("#| hide\nsecret = 1"),
-        nbformat.v4.new_code_cell("import math\nraise SystemExit('not to be run')", outputs=[picture, table])])
+    table = nbformat.v4.new_output(
+        "execute_result", {"text/html": "<style>b{}</style><table><tr><td>7</td></tr></table>", "text/plain": "7"}
+    )
+    index = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell("# Front page\n\n> About.\n\nSee [the settings](00_settings.ipynb)."),
+            nbformat.v4.new_code_cell("#| hide\nsecret = 1"),
+            nbformat.v4.new_code_cell("import math\nraise SystemExit('not to be run')", outputs=[picture, table]),
+        ]
+    )
     nbformat.write(index, folder / "index.ipynb")
     paths = [folder / "index.ipynb", ROOT / "nbs/00_settings.ipynb", ROOT / "nbs/03a_sources_base.ipynb"]
     return docs.build(paths, folder / "site", folder / "work")

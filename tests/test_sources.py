@@ -65,13 +65,18 @@ class Web(BaseHTTPRequestHandler):
         film = self.server.film
         asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         first, last = (int(asked[1]), int(asked[2] or len(film) - 1)) if asked else (0, len(film) - 1)
-        body = film[first:min(last + 1, len(film) // 2) if cut else last + 1]
+        body = film[first : min(last + 1, len(film) // 2) if cut else last + 1]
         self.reply(206 if asked else 200, body, "video/mp4", last - first + 1, f"bytes {first}-{last}/{len(film)}")
 
     def reply(self, status, body, kind="text/plain", length=None, part=None, location=None):
         self.send_response(status)
-        for key, value in {"Content-Type": kind, "Content-Length": len(body) if length is None else length,
-                           "Content-Range": part, "Location": location, "Accept-Ranges": "bytes" if part else None}.items():
+        for key, value in {
+            "Content-Type": kind,
+            "Content-Length": len(body) if length is None else length,
+            "Content-Range": part,
+            "Location": location,
+            "Accept-Ranges": "bytes" if part else None,
+        }.items():
             if value is not None:
                 self.send_header(key, str(value))
         self.end_headers()
@@ -112,7 +117,9 @@ def kind_of(call) -> str:
 # --- recorded answers of yt-dlp
 
 
-@pytest.mark.parametrize("case", json.loads((DATA / "ytdlp_errors.json").read_text()), ids=lambda case: case["message"][:60])
+@pytest.mark.parametrize(
+    "case", json.loads((DATA / "ytdlp_errors.json").read_text()), ids=lambda case: case["message"][:60]
+)
 def test_errors_are_sorted(case):
     assert sort_error(case["message"]).kind == case["kind"]
 
@@ -148,18 +155,40 @@ def test_only_the_wanted_part_is_fetched_and_the_clock_is_kept(web, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["part.mp4"]
 
 
-@pytest.mark.parametrize(("page", "kind"), [("404", "gone"), ("410", "gone"), ("page", "gone"), ("403", "blocked"),
-                                            ("429", "blocked"), ("500", "retry"), ("503", "retry"), ("short/film.mp4", "retry")])
+@pytest.mark.parametrize(
+    ("page", "kind"),
+    [
+        ("404", "gone"),
+        ("410", "gone"),
+        ("page", "gone"),
+        ("403", "blocked"),
+        ("429", "blocked"),
+        ("500", "retry"),
+        ("503", "retry"),
+        ("short/film.mp4", "retry"),
+    ],
+)
 def test_failing_pages(web, tmp_path, page, kind):
-    assert kind_of(lambda: fetch_clip(f"url:{web.url}/{page}", 0, SECONDS, cache_dir=tmp_path, timeout=20, allow_private=True)) == kind
+    assert (
+        kind_of(
+            lambda: fetch_clip(f"url:{web.url}/{page}", 0, SECONDS, cache_dir=tmp_path, timeout=20, allow_private=True)
+        )
+        == kind
+    )
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
 
 
 @pytest.mark.parametrize("page", ["hang", "drip"])
 def test_a_hanging_server_costs_the_time_limit_only(web, tmp_path, page):
     began = time.monotonic()
-    assert kind_of(lambda: fetch_clip(f"url:{web.url}/{page}", 0, 5, cache_dir=tmp_path, timeout=3, allow_private=True)) == "retry"
-    assert kind_of(lambda: download(f"{web.url}/{page}", tmp_path / "x", seconds=1, max_bytes=10_000, allow_private=True)) == "retry"
+    assert (
+        kind_of(lambda: fetch_clip(f"url:{web.url}/{page}", 0, 5, cache_dir=tmp_path, timeout=3, allow_private=True))
+        == "retry"
+    )
+    assert (
+        kind_of(lambda: download(f"{web.url}/{page}", tmp_path / "x", seconds=1, max_bytes=10_000, allow_private=True))
+        == "retry"
+    )
     assert time.monotonic() - began < 7
 
 
@@ -172,14 +201,28 @@ def test_a_server_that_is_not_there_is_to_be_tried_again(web, tmp_path):
 
 def test_ranges_outside_the_medium_are_the_miners_fault(web, tmp_path):
     for start, end in [(10, SECONDS + 10), (SECONDS + 5, SECONDS + 15)]:
-        assert kind_of(lambda s=start, e=end: fetch_clip(f"url:{web.url}/film.mp4", s, e, cache_dir=tmp_path, timeout=20,
-                                                          allow_private=True)) == "gone"
-    assert fetch_clip(f"url:{web.url}/film.mp4", 10, SECONDS + 1, cache_dir=tmp_path, timeout=20, allow_private=True).exists()
+        assert (
+            kind_of(
+                lambda s=start, e=end: fetch_clip(
+                    f"url:{web.url}/film.mp4", s, e, cache_dir=tmp_path, timeout=20, allow_private=True
+                )
+            )
+            == "gone"
+        )
+    assert fetch_clip(
+        f"url:{web.url}/film.mp4", 10, SECONDS + 1, cache_dir=tmp_path, timeout=20, allow_private=True
+    ).exists()
 
 
 def test_too_many_bytes_are_our_limit(web, tmp_path):
-    assert kind_of(lambda: fetch_clip(f"url:{web.url}/film.mp4", 0, 10, cache_dir=tmp_path, timeout=20, max_bytes=5_000,
-                                      allow_private=True)) == "blocked"
+    assert (
+        kind_of(
+            lambda: fetch_clip(
+                f"url:{web.url}/film.mp4", 0, 10, cache_dir=tmp_path, timeout=20, max_bytes=5_000, allow_private=True
+            )
+        )
+        == "blocked"
+    )
 
 
 def test_private_addresses_are_refused(web, tmp_path):
@@ -198,20 +241,31 @@ def test_a_redirect_into_a_private_network_is_refused(web, tmp_path, monkeypatch
 
 def test_a_broken_proxy_is_our_trouble(web, tmp_path):
     for proxy in ["socks5://127.0.0.1:1", "http://127.0.0.1:1"]:
-        assert kind_of(lambda proxy=proxy: fetch_clip(f"url:{web.url}/film.mp4", 0, 5, cache_dir=tmp_path, timeout=20, proxy=proxy,
-                                                       allow_private=True)) == "blocked"
+        assert (
+            kind_of(
+                lambda proxy=proxy: fetch_clip(
+                    f"url:{web.url}/film.mp4", 0, 5, cache_dir=tmp_path, timeout=20, proxy=proxy, allow_private=True
+                )
+            )
+            == "blocked"
+        )
 
 
 def test_media_come_through_a_proxy(web, tmp_path):
     with Gate(30, 10_000_000, allow_private=True) as outer:
-        path = fetch_clip(f"url:{web.url}/film.mp4", 0, 5, cache_dir=tmp_path, timeout=20, proxy=outer.url, allow_private=True)
+        path = fetch_clip(
+            f"url:{web.url}/film.mp4", 0, 5, cache_dir=tmp_path, timeout=20, proxy=outer.url, allow_private=True
+        )
     assert probe(path).duration > 5 and outer.received > path.stat().st_size / 2
 
 
 def test_a_list_of_links(web, tmp_path):
     source = UrlSource([f"{web.url}/film.mp4", f"{web.url}/404", f"{web.url}/500"], tmp_path, limits=HOME)
     assert [hit.title for hit in source.search("film", 5)] == ["film", "500"]
-    assert {link.rsplit("/", 1)[1]: error.kind for link, error in source.failures.items()} == {"404": "gone", "500": "retry"}
+    assert {link.rsplit("/", 1)[1]: error.kind for link, error in source.failures.items()} == {
+        "404": "gone",
+        "500": "retry",
+    }
     head = source.fetch(f"url:{web.url}/film.mp4", 0, 300)
     assert abs(probe(head).duration - SECONDS) < 0.5
     before = len(web.asked)
@@ -239,7 +293,9 @@ def folder(tmp_path, film):
 
 def test_folder_fetches_and_ranks(folder, tmp_path):
     write_film(folder / "cat.mp4", [np.zeros((48, 64, 3), np.uint8)] * 60, 10)
-    source = FolderSource(folder, cache_dir=tmp_path / "cache", rank=lambda texts, topic: [text == "cat " for text in texts])
+    source = FolderSource(
+        folder, cache_dir=tmp_path / "cache", rank=lambda texts, topic: [text == "cat " for text in texts]
+    )
     hits = source.search("anything", 2)
     assert [hit.title for hit in hits] == ["cat", "tide coming in"]
     assert source.fetch(hits[1].id, 0, 5) == folder / "tide_coming-in.mp4" == source.path_of(hits[1].id[7:])
@@ -269,16 +325,19 @@ class MediaEndpoint(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize(("status", "alter", "length", "kind"), [
-    (200, lambda film: film, None, None),
-    (200, lambda film: film[:-1] + b"x", None, "gone"),
-    (200, lambda film: film + b"x", None, "gone"),
-    (404, lambda film: b"", None, "gone"),
-    (403, lambda film: b"", None, "blocked"),
-    (500, lambda film: b"", None, "retry"),
-    (302, lambda film: b"", None, "retry"),
-    (200, lambda film: film[:1000], 5_000, "retry"),
-])
+@pytest.mark.parametrize(
+    ("status", "alter", "length", "kind"),
+    [
+        (200, lambda film: film, None, None),
+        (200, lambda film: film[:-1] + b"x", None, "gone"),
+        (200, lambda film: film + b"x", None, "gone"),
+        (404, lambda film: b"", None, "gone"),
+        (403, lambda film: b"", None, "blocked"),
+        (500, lambda film: b"", None, "retry"),
+        (302, lambda film: b"", None, "retry"),
+        (200, lambda film: film[:1000], 5_000, "retry"),
+    ],
+)
 def test_a_validator_fetches_from_the_miner(film, tmp_path, status, alter, length, kind):
     server = ThreadingHTTPServer(("127.0.0.1", 0), MediaEndpoint)
     server.answer = status, alter(film), length
@@ -298,8 +357,21 @@ def test_a_validator_fetches_from_the_miner(film, tmp_path, status, alter, lengt
         assert fetch_clip(clip_id, 5, 10, cache_dir=tmp_path, base_url=url).read_bytes() == film, "from the cache"
 
 
-@pytest.mark.parametrize("wrong", ["", "youtube:", "youtube:abc", "url:ftp://a/b", "url:javascript:alert(1)", "sha256:../../etc/passwd",
-                                   "url:https://a b/", "URL:https://a/", "url:https://u:p@h/", "url:https://a/" + "x" * 3000])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "youtube:",
+        "youtube:abc",
+        "url:ftp://a/b",
+        "url:javascript:alert(1)",
+        "sha256:../../etc/passwd",
+        "url:https://a b/",
+        "URL:https://a/",
+        "url:https://u:p@h/",
+        "url:https://a/" + "x" * 3000,
+    ],
+)
 def test_ids_that_are_none(wrong, tmp_path):
     with pytest.raises(ValueError, match="is no clip id"):
         parse_clip_id(wrong)

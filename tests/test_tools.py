@@ -32,10 +32,18 @@ def repository(tmp_path) -> Path:
     root = tmp_path / "lab"
     root.mkdir()
     shutil.copy(ROOT / "pyproject.toml", root)
-    write(root / "nbs/00_sum.ipynb", TEXT("# Sum\n\n> Adds."), CODE("#| default_exp sum"), CODE("#| export\ndef add(a, b):\n    return a + b"),
-          CODE("print(1 + 2)", outputs=[nbformat.v4.new_output("stream", name="stdout", text="3\n")]))
-    write(root / "nbs/index.ipynb", TEXT("# Lab\n\nSee [sums](00_sum.ipynb) and [a site](https://example.org/x)."),
-          CODE("print('```')", outputs=[nbformat.v4.new_output("stream", name="stdout", text="```\n")]))
+    write(
+        root / "nbs/00_sum.ipynb",
+        TEXT("# Sum\n\n> Adds."),
+        CODE("#| default_exp sum"),
+        CODE("#| export\ndef add(a, b):\n    return a + b"),
+        CODE("print(1 + 2)", outputs=[nbformat.v4.new_output("stream", name="stdout", text="3\n")]),
+    )
+    write(
+        root / "nbs/index.ipynb",
+        TEXT("# Lab\n\nSee [sums](00_sum.ipynb) and [a site](https://example.org/x)."),
+        CODE("print('```')", outputs=[nbformat.v4.new_output("stream", name="stdout", text="```\n")]),
+    )
     write(root / "pipelines/run.ipynb", CODE("rounds = 1", metadata={"tags": ["parameters"]}))
     (root / "omega_lab").mkdir()
     (root / "omega_lab/__init__.py").write_text("")
@@ -64,7 +72,10 @@ def test_sync_finds_changed_missing_and_stray_modules(repository):
 
 def test_clean_finds_counts_outputs_and_parameters(repository):
     write(repository / "nbs/00_sum.ipynb", TEXT("# Sum"), CODE("1", execution_count=4))
-    write(repository / "pipelines/run.ipynb", CODE("print(1)", outputs=[nbformat.v4.new_output("stream", name="stdout", text="1\n")]))
+    write(
+        repository / "pipelines/run.ipynb",
+        CODE("print(1)", outputs=[nbformat.v4.new_output("stream", name="stdout", text="1\n")]),
+    )
     found = "\n".join(check.clean(repository))
     assert "nbs/00_sum.ipynb: not clean" in found and "carries outputs" in found and "0 cells are tagged" in found
 

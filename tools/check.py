@@ -40,21 +40,33 @@ def sync(root: Path = ROOT) -> list[str]:
             for path in notebooks(Path("nbs")):
                 nb_export(path, library)
         made = {path.relative_to(library): path.read_text(encoding="utf-8") for path in library.rglob("*.py")}
-    kept = {path.relative_to(root / "omega_lab") for pattern in HAND_KEPT for path in (root / "omega_lab").glob(pattern)}
-    here = {path.relative_to(root / "omega_lab"): path.read_text(encoding="utf-8") for path in (root / "omega_lab").rglob("*.py")}
+    kept = {
+        path.relative_to(root / "omega_lab") for pattern in HAND_KEPT for path in (root / "omega_lab").glob(pattern)
+    }
+    here = {
+        path.relative_to(root / "omega_lab"): path.read_text(encoding="utf-8")
+        for path in (root / "omega_lab").rglob("*.py")
+    }
     for name in sorted(made.keys() | here.keys()):
         if name not in here:
             found.append(f"omega_lab/{name}: missing; run nbdev-export")
         elif name not in made and name not in kept:
-            found.append(f"omega_lab/{name}: made by no notebook; move it into one, or name it in HAND_KEPT of tools/check.py")
+            found.append(
+                f"omega_lab/{name}: made by no notebook; move it into one, or name it in HAND_KEPT of tools/check.py"
+            )
         elif name in made and made[name] != here[name]:
-            found.append(f"omega_lab/{name}: differs from what its notebook exports ({_first_change(here[name], made[name])})")
+            found.append(
+                f"omega_lab/{name}: differs from what its notebook exports ({_first_change(here[name], made[name])})"
+            )
     return found
 
 
 def _first_change(old: str, new: str) -> str:
-    changed = (line for line in difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0)
-               if line[:2] not in ("--", "++", "@@"))
+    changed = (
+        line
+        for line in difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0)
+        if line[:2] not in ("--", "++", "@@")
+    )
     return next(changed, "line endings").strip()[:100]
 
 
@@ -92,7 +104,9 @@ def _clean_all(copy: Path) -> None:
 
 def outputs(root: Path = ROOT, only: tuple[str, ...] = ()) -> list[str]:
     "Run the notebooks of a copy, keep what they give, and compare byte for byte."
-    names = [path.name for path in notebooks(root / "nbs") if not only or path.name in {Path(name).name for name in only}]
+    names = [
+        path.name for path in notebooks(root / "nbs") if not only or path.name in {Path(name).name for name in only}
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / root.name
         _copy_project(root, copy)
@@ -109,7 +123,9 @@ def outputs(root: Path = ROOT, only: tuple[str, ...] = ()) -> list[str]:
 
 def _copy_project(root: Path, copy: Path) -> None:
     "All that git knows or would take in, with the data folder as a link: media and models are large and only read."
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=root, check=True, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=root, check=True, capture_output=True, text=True
+    )
     for name in filter(None, listed.stdout.split("\0")):
         if (root / name).is_file() and not name.startswith("data/"):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -129,8 +145,13 @@ def _run_notebook(copy: Path, name: str) -> str:
     "Run a notebook in place; empty when it went well."
     began = time.monotonic()
     program = shutil.which("nbdev-test", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    done = subprocess.run([program, f"nbs/{name}", "--save", "--n-workers", "0"], cwd=copy, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(copy)})
+    done = subprocess.run(
+        [program, f"nbs/{name}", "--save", "--n-workers", "0"],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+    )
     print(f"  {time.monotonic() - began:5.1f} s  {name}", file=sys.stderr, flush=True)
     if not done.returncode:
         return ""
@@ -139,16 +160,28 @@ def _run_notebook(copy: Path, name: str) -> str:
 
 
 def _changed_cell(old: Path, new: Path) -> str:
-    "The first cell whose outputs are not the stored ones, and how."
-    for number, (before, after) in enumerate(zip(read(old).cells, read(new).cells, strict=True)):
-        if before != after:
-            was, now = (str(cell.get("outputs", cell.source)) for cell in (before, after))
+    "The first cell that is not as stored, and how."
+    stored, made = read(old).cells, read(new).cells
+    if len(stored) != len(made):
+        return "another number of cells: was it edited meanwhile?"
+    for number, (before, after) in enumerate(zip(stored, made, strict=True)):
+        part = next((key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)), None)
+        if part:
+            was, now = (str(cell.get(part)) for cell in (before, after))
             at = next((n for n, (a, b) in enumerate(zip(was, now, strict=False)) if a != b), min(len(was), len(now)))
-            return f"cell {number} ({before.id}): stored …{was[max(0, at - 20):at + 40]!r}, now …{now[max(0, at - 20):at + 40]!r}"
+            return (
+                f"cell {number} ({before.id}), {part}: stored …{was[max(0, at - 20) : at + 40]!r}, "
+                f"now …{now[max(0, at - 20) : at + 40]!r}"
+            )
     return "differs outside its cells"
 
 
-CHECKS: dict[str, Callable[..., list[str]]] = {"sync": sync, "clean": clean, "readme": readme.differences, "outputs": outputs}
+CHECKS: dict[str, Callable[..., list[str]]] = {
+    "sync": sync,
+    "clean": clean,
+    "readme": readme.differences,
+    "outputs": outputs,
+}
 
 
 def main(arguments: list[str]) -> int:

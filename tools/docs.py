@@ -1,7 +1,7 @@
 """Build the site from the notebooks, offline: `python tools/docs.py [--out site]`.
 
-nbdev renders signatures and docstrings (`show_doc`), the notebooks become Markdown, Zensical makes the pages. The work lies
-in build/docs/ and is reused: only notebooks that changed are rendered again. Nothing on a page is fetched from elsewhere.
+nbdev renders signatures and docstrings (`show_doc`), the notebooks become Markdown, Zensical makes the pages. The work
+lies in build/docs/ and is reused: only notebooks that changed are rendered again. A page fetches nothing elsewhere.
 """
 
 import argparse
@@ -19,13 +19,16 @@ from notebooks import ROOT, blocks, directives, fenced, heading, notebooks, read
 
 ASSETS = Path(__file__).resolve().parent / "site"
 # A browser that reads this asks nobody else for anything, whatever a script on the page would like to fetch.
-POLICY = ('<meta http-equiv="Content-Security-Policy" content="default-src \'self\' \'unsafe-inline\' data:; '
-          "worker-src 'self' blob:\">")
+POLICY = (
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'self' 'unsafe-inline' data:; "
+    "worker-src 'self' blob:\">"
+)
 
 
 @dataclass(frozen=True)
 class Page:
     "One page: `name` without suffix, `room` is the two digits its notebook begins with (empty: outside the rooms)."
+
     notebook: Path
     name: str
     title: str
@@ -43,7 +46,7 @@ def page_of(path: Path) -> Page:
 
 
 def stage(pages: list[Page], work: Path) -> None:
-    "Copy the notebooks to where nbdev shall work. It runs cells that import something; of those only exported ones are needed."
+    "Copy the notebooks for nbdev. It would run every cell that imports something; only exported ones are needed."
     (work / "nbs").mkdir(parents=True, exist_ok=True)
     shutil.copy2(ROOT / "pyproject.toml", work)
     kept = {page.notebook.name for page in pages}
@@ -66,8 +69,13 @@ def render(work: Path) -> None:
     "Let nbdev add signatures and docstrings: nbs/ to _proc/."
     program = "from nbdev.serve import proc_nbs; proc_nbs('nbs', n_workers=0)"
     search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=work, env={**os.environ, "PYTHONPATH": search},
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         raise SystemExit(f"nbdev could not render the notebooks:\n{(done.stdout + done.stderr)[-3000:]}")
 
@@ -95,7 +103,7 @@ def sources_of(path: Path) -> dict[str, str]:
 
 
 def tidy(markdown: str, sources: dict[str, str]) -> str:
-    "Markdown as nbdev writes it, made fit for a page: its link attributes go, a source to unfold comes below a signature."
+    "nbdev's Markdown, made fit for a page: its link attributes go, a source to unfold comes below a signature."
     markdown = re.sub(r"\]\([^)]*\)\{target=[^}]*\}", "]()", markdown)
     markdown = re.sub(r"\[([^\]]*)\]\(\)", r"\1", markdown)
     shown = re.match(r"### ([\w.]+)\s", markdown)
@@ -105,7 +113,7 @@ def tidy(markdown: str, sources: dict[str, str]) -> str:
     source = sources.get(shown[1], "")
     is_class = re.search(rf"^class {shown[1]}\b", source, flags=re.MULTILINE) is not None
     if signature and is_class and ("**data" in signature[1] or source.count("\n") < 25):
-        return markdown[:signature.start()] + fenced(source, "{ .python .nb-signature }")  # its fields say more
+        return markdown[: signature.start()] + fenced(source, "{ .python .nb-signature }")  # its fields say more
     if signature:
         text = short_names(signature[1]).replace("def ", "class ", 1) if is_class else short_names(signature[1])
         markdown = markdown.replace(signature[0], fenced(text, "{ .python .nb-signature }"))
@@ -116,17 +124,25 @@ def tidy(markdown: str, sources: dict[str, str]) -> str:
 
 
 def short_names(signature: str) -> str:
-    "Types in a signature by their own names: `Limits` for `omega_lab.sources.ytdlp.Limits`; and spaces round the arrow."
-    short = re.sub(r"\b(?:omega_lab|pathlib|collections|numpy|typing|datetime|__main__)\.(?:\w+\.)*(?=\w)", "", signature)
+    "Types in a signature by their own names: `Limits` for `omega_lab.sources.ytdlp.Limits`; spaces round the arrow."
+    short = re.sub(
+        r"\b(?:omega_lab|pathlib|collections|numpy|typing|datetime|__main__)\.(?:\w+\.)*(?=\w)", "", signature
+    )
     return short.replace(")->", ") -> ")
 
 
 def local_links(markdown: str, pages: dict[str, str]) -> str:
     "Links to notebooks become links to their pages."
+
     def turned(found: re.Match[str]) -> str:
         name = Path(found[1]).name
         return f"]({pages[name]}.md{found[2]})" if name in pages else found[0]
-    return re.sub(r"\]\((?![a-z]+:)([^)\s#]+\.ipynb)(#[^)\s]*)?\)", lambda m: turned(re.match(r"\]\(([^)\s#]+)(#[^)\s]*|)\)", m[0])), markdown)
+
+    return re.sub(
+        r"\]\((?![a-z]+:)([^)\s#]+\.ipynb)(#[^)\s]*)?\)",
+        lambda m: turned(re.match(r"\]\(([^)\s#]+)(#[^)\s]*|)\)", m[0])),
+        markdown,
+    )
 
 
 def write_page(page: Page, processed: Path, docs: Path, pages: dict[str, str]) -> None:
@@ -137,7 +153,10 @@ def write_page(page: Page, processed: Path, docs: Path, pages: dict[str, str]) -
 
     sources = sources_of(page.notebook)
     top = [f"# {page.title}", f"*{page.about}*" if page.about else ""]
-    body = [tidy(text, sources) for text in blocks(read_processed(processed), save, "out", html=True, block="{ .text .nb-out }")]
+    body = [
+        tidy(text, sources)
+        for text in blocks(read_processed(processed), save, "out", html=True, block="{ .text .nb-out }")
+    ]
     text = "\n\n".join(part for part in [*top, *body] if part)
     (docs / f"{page.name}.md").write_text(local_links(text, pages) + "\n", encoding="utf-8")
 
@@ -178,17 +197,21 @@ def _short(title: str, room: str) -> str:
 
 def configuration(pages: list[Page]) -> str:
     "zensical.toml. JSON's strings and lists are TOML's too; a table within a list is not, so those are written out."
+
     def value(item: object) -> str:
         if isinstance(item, dict):
             return "{ " + ", ".join(f"{json.dumps(k, ensure_ascii=False)} = {value(v)}" for k, v in item.items()) + " }"
         if isinstance(item, list):
             return "[" + ", ".join(map(value, item)) + "]"
         return json.dumps(item, ensure_ascii=False)
-    return (ASSETS / "zensical.toml").read_text(encoding="utf-8").replace("nav = []", f"nav = {value(navigation(pages))}")
+
+    return (
+        (ASSETS / "zensical.toml").read_text(encoding="utf-8").replace("nav = []", f"nav = {value(navigation(pages))}")
+    )
 
 
 def build(paths: list[Path], out: Path, work: Path) -> Path:
-    "Build the site of these notebooks into `out`. The first one named `index` is the front page; without one, a list is."
+    "Build the site of these notebooks into `out`. The one named `index` is the front page; without one, a list is."
     pages = [page_of(path) for path in paths]
     work.mkdir(parents=True, exist_ok=True)
     stage(pages, work)
@@ -215,7 +238,9 @@ def build(paths: list[Path], out: Path, work: Path) -> Path:
 
 
 def zensical(work: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "zensical", "build", "--clean"], cwd=work, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--clean"], cwd=work, capture_output=True, text=True
+    )
     if done.returncode or not (work / "site" / "index.html").exists():
         raise SystemExit(f"zensical could not build the site:\n{(done.stdout + done.stderr)[-3000:]}")
     for page in (work / "site").rglob("*.html"):
@@ -226,10 +251,14 @@ def zensical(work: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "site", help="folder of the finished site")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "docs", help="folder for the work, kept between builds")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build" / "docs", help="folder for the work, kept between builds"
+    )
     options = parser.parse_args()
     out = build(notebooks(ROOT / "nbs"), options.out, options.work)
-    print(f"{len(list(out.rglob('*.html')))} pages in {out}; to read them: python -m http.server --bind 127.0.0.1 --directory {out}")
+    print(
+        f"{len(list(out.rglob('*.html')))} pages in {out}; read them with python -m http.server --bind 127.0.0.1 -d {out}"
+    )
     return 0
 
 

@@ -51,7 +51,9 @@ def plain(text: str | list[str]) -> str:
     return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")).strip("\n")
 
 
-def output_markdown(output: nbformat.NotebookNode, name: str, save: SaveImage, *, html: bool, block: str = "text") -> str:
+def output_markdown(
+    output: nbformat.NotebookNode, name: str, save: SaveImage, *, html: bool, block: str = "text"
+) -> str:
     "One output of a cell; `name` names its image file, `html` takes a table's HTML form instead of its text."
     data = output.get("data", {})
     for kind, suffix in (("image/png", ".png"), ("image/jpeg", ".jpg")):
@@ -69,7 +71,9 @@ def output_markdown(output: nbformat.NotebookNode, name: str, save: SaveImage, *
     return fenced(text, block) if text.strip() else ""
 
 
-def blocks(notebook: nbformat.NotebookNode, save: SaveImage, prefix: str, *, html: bool, block: str = "text") -> Iterator[str]:
+def blocks(
+    notebook: nbformat.NotebookNode, save: SaveImage, prefix: str, *, html: bool, block: str = "text"
+) -> Iterator[str]:
     """The visible parts of a notebook as Markdown, one after the other.
 
     Hidden cells are left out, and of exported cells the source (nbdev's directives `hide`, `export`, `echo: false`).

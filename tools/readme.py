@@ -16,12 +16,21 @@ SOURCE, IMAGES = Path("nbs/index.ipynb"), Path("nbs/images")
 
 def from_root(markdown: str) -> str:
     "Relative links of a page in nbs/, as seen from the root. Code blocks are left alone."
+
     def turned(found: re.Match[str]) -> str:
         target = found[2]
         inside = re.match(r"[a-z][a-z0-9+.-]*:|[#/]", target, flags=re.IGNORECASE)
-        return found[0] if inside else f"{found[1]}{Path('nbs', target) if '..' not in target else target.removeprefix('../')}{found[3]}"
+        return (
+            found[0]
+            if inside
+            else f"{found[1]}{Path('nbs', target) if '..' not in target else target.removeprefix('../')}{found[3]}"
+        )
+
     parts = re.split(r"(^`{3,}.*?^`{3,}$)", markdown, flags=re.MULTILINE | re.DOTALL)
-    return "".join(part if n % 2 else re.sub(r"(\]\()([^)\s]+)((?:\s+\"[^\"]*\")?\))", turned, part) for n, part in enumerate(parts))
+    return "".join(
+        part if n % 2 else re.sub(r"(\]\()([^)\s]+)((?:\s+\"[^\"]*\")?\))", turned, part)
+        for n, part in enumerate(parts)
+    )
 
 
 def render(root: Path = ROOT) -> tuple[str, dict[Path, bytes]]:
@@ -44,9 +53,11 @@ def differences(root: Path = ROOT) -> list[str]:
     text, images = render(root)
     wanted = {Path("README.md"): text.encode(), **images}
     stale = [path for path in (root / IMAGES).glob("index_*") if path.relative_to(root) not in wanted]
-    return [f"{path}: not what {SOURCE.as_posix()} renders to" for path, content in wanted.items()
-            if not (root / path).is_file() or (root / path).read_bytes() != content] + \
-           [f"{path.relative_to(root)}: no longer used by {SOURCE.as_posix()}" for path in stale]
+    return [
+        f"{path}: not what {SOURCE.as_posix()} renders to"
+        for path, content in wanted.items()
+        if not (root / path).is_file() or (root / path).read_bytes() != content
+    ] + [f"{path.relative_to(root)}: no longer used by {SOURCE.as_posix()}" for path in stale]
 
 
 def main(root: Path = ROOT) -> int:

@@ -49,7 +49,7 @@ class CatalogEntry(BaseModel):
             check_range(start, end)
         return ranges
 
-# %% ../../nbs/03b_sources_folder.ipynb #5748a262
+# %% ../../nbs/03b_sources_folder.ipynb #c10c046d
 def read_catalog(path: Path) -> list[CatalogEntry]:
     "The entries of a catalog file. CatalogError names the line of broken JSON, or the entry and the field."
     try:
@@ -57,7 +57,9 @@ def read_catalog(path: Path) -> list[CatalogEntry]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CatalogError(f"{path}: not readable as JSON: {error}; mend the file at that place") from error
     if not isinstance(listed, list):
-        raise CatalogError(f"{path}: holds a {type(listed).__name__}; a catalog is a list of entries like [{{\"file\": …}}]")
+        raise CatalogError(
+            f'{path}: holds a {type(listed).__name__}; a catalog is a list of entries like [{{"file": …}}]'
+        )
     entries = []
     for number, item in enumerate(listed):
         try:

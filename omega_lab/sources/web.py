@@ -6,7 +6,7 @@
 __all__ = ['covering_file', 'link_of', 'fetch_link', 'read_links', 'hit_of_name', 'UrlSource', 'hits_from_search',
            'YoutubeSource']
 
-# %% ../../nbs/03e_sources_web.ipynb #d4bcc900
+# %% ../../nbs/03e_sources_web.ipynb #1c5c938e
 import hashlib
 import json
 import os
@@ -16,7 +16,16 @@ from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from .base import Hit, Rank, SourceError, best_hits, check_range, clip_id_of_link, is_link, parse_clip_id
+from omega_lab.sources.base import (
+    Hit,
+    Rank,
+    SourceError,
+    best_hits,
+    check_range,
+    clip_id_of_link,
+    is_link,
+    parse_clip_id,
+)
 from .folder import MEDIA_SUFFIXES, title_of_file
 from .ytdlp import Limits, VideoInfo, describe, fetch_media
 
@@ -53,9 +62,9 @@ def fetch_link(clip_id: str, start: float, end: float, cache_dir: Path, limits: 
     except SourceError as error:
         raise error if clip_id in error.reason else SourceError(error.kind, f"{clip_id}: {error.reason}") from error
 
-# %% ../../nbs/03e_sources_web.ipynb #95ddf59b
+# %% ../../nbs/03e_sources_web.ipynb #c22def85
 def read_links(path: str | Path) -> list[str]:
-    "The links of a text file, one per line; empty lines and lines that begin with # do not count. ValueError names the line."
+    "The links of a text file, one per line; empty lines and those that begin with # do not count. ValueError."
     links = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         link = line.strip()
@@ -65,21 +74,26 @@ def read_links(path: str | Path) -> list[str]:
             links.append(link)
     return links
 
-# %% ../../nbs/03e_sources_web.ipynb #91cea7cc
+# %% ../../nbs/03e_sources_web.ipynb #45435a72
 def hit_of_name(link: str) -> Hit:
     "A link as a search result that knows only its own name."
     parts = urlsplit(link)
-    return Hit(clip_id_of_link(link), title_of_file(unquote(parts.path).rstrip("/")) if parts.path.strip("/") else parts.netloc)
+    return Hit(
+        clip_id_of_link(link), title_of_file(unquote(parts.path).rstrip("/")) if parts.path.strip("/") else parts.netloc
+    )
 
-# %% ../../nbs/03e_sources_web.ipynb #8976e99b
+# %% ../../nbs/03e_sources_web.ipynb #7f30d723
 class UrlSource:
     """A list of links as a source of clips. `failures` holds the links that could not be described, and why.
 
-    `rank` scores texts against a topic (default: shared words). ValueError for an empty list or something that is no link.
+    `rank` scores texts against a topic (default: shared words). ValueError for an empty list or no link.
     """
+
     name = "urls"
 
-    def __init__(self, links: Sequence[str], cache_dir: str | Path, *, limits: Limits | None = None, rank: Rank | None = None):
+    def __init__(
+        self, links: Sequence[str], cache_dir: str | Path, *, limits: Limits | None = None, rank: Rank | None = None
+    ):
         if not links:
             raise ValueError("no links: give at least one, for instance in a file with one link per line")
         self.links = {clip_id_of_link(link): link for link in links}
