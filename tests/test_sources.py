@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -108,6 +109,11 @@ def web(film):
 HOME = Limits(seconds=20, max_bytes=10_000_000, allow_private=True)
 
 
+def fetch_home(clip_id: str, start: float, end: float, folder: Path) -> Path:
+    "As a validator fetches, from a server at home."
+    return fetch_clip(clip_id, start, end, cache_dir=folder, timeout=20, allow_private=True)
+
+
 def kind_of(call) -> str:
     with pytest.raises(SourceError) as caught:
         call()
@@ -190,6 +196,11 @@ def test_a_hanging_server_costs_the_time_limit_only(web, tmp_path, page):
         == "retry"
     )
     assert time.monotonic() - began < 7
+
+
+def test_several_links_are_described_at_once_and_the_lost_ones_left_out(web, tmp_path):
+    found = describe([f"{web.url}/film.mp4?{n}" for n in (1, 2)] + [f"{web.url}/404"], tmp_path, HOME)
+    assert [info.title for info in found] == ["film", "film"]
 
 
 def test_a_server_that_is_not_there_is_to_be_tried_again(web, tmp_path):
@@ -376,3 +387,14 @@ def test_ids_that_are_none(wrong, tmp_path):
     with pytest.raises(ValueError, match="is no clip id"):
         parse_clip_id(wrong)
     assert kind_of(lambda: fetch_clip(wrong, 0, 5, cache_dir=tmp_path)) == "gone"
+
+
+def test_encrypted_media_come_through_the_gate(web, tmp_path, monkeypatch):
+    "The way YouTube's media take: yt-dlp and ffmpeg ask the gate for a tunnel, and trust the same authorities."
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(DATA / "loopback_only.pem")  # self-signed, for this test alone
+    web.socket = context.wrap_socket(web.socket, server_side=True)
+    clip_id = "url:" + web.url.replace("http:", "https:") + "/film.mp4"
+    assert kind_of(lambda: fetch_home(clip_id, 0, 5, tmp_path)) == "retry", "an authority that nobody knows"
+    monkeypatch.setenv("SSL_CERT_FILE", str(DATA / "loopback_only.pem"))
+    assert 5 <= probe(fetch_home(clip_id, 0, 5, tmp_path)).duration < 8

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'END_SLACK', 'Limits', 'sort_error', 'Said', 'run', 'VideoInfo', 'videos', 'describe', 'fetch_media']
 
-# %% ../../nbs/03d_sources_ytdlp.ipynb #968a9028
+# %% ../../nbs/03d_sources_ytdlp.ipynb #8cd02f2f
 import json
 import os
 import re
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import certifi
 import imageio_ffmpeg
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -80,17 +81,18 @@ def sort_error(message: str, what: str = "yt-dlp") -> SourceError:
     kind = "blocked" if _BLOCKED.search(said) else "gone" if _GONE.search(said) else "retry"
     return SourceError(kind, f"{what}: {reason or 'failed without saying why'}")
 
-# %% ../../nbs/03d_sources_ytdlp.ipynb #c65634b7
+# %% ../../nbs/03d_sources_ytdlp.ipynb #9d7fbae5
 def _command(scratch: Path, gate: Gate, arguments: list[str]) -> list[str]:
     common = """--ignore-config --no-plugin-dirs --color never --no-progress --no-playlist --socket-timeout 15
-        --retries 1 --fragment-retries 1 --extractor-retries 1""".split()
+        --retries 1 --fragment-retries 1 --extractor-retries 1 --compat-options no-certifi""".split()
     places = ["--ffmpeg-location", imageio_ffmpeg.get_ffmpeg_exe(), "--cache-dir", str(scratch / "yt-dlp")]
     return [sys.executable, "-m", "yt_dlp", *common, "--proxy", gate.url, *places, *arguments]
 
-# %% ../../nbs/03d_sources_ytdlp.ipynb #428ca39f
+# %% ../../nbs/03d_sources_ytdlp.ipynb #59dde7d0
 def _environment() -> dict[str, str]:
-    "Ours without any proxy setting: the gate is the only way out."
-    return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    "Ours without any proxy setting (the gate is the only way out), and one set of authorities for yt-dlp and ffmpeg."
+    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    return {"SSL_CERT_FILE": certifi.where(), **kept}
 
 # %% ../../nbs/03d_sources_ytdlp.ipynb #7ea290fc
 @dataclass(frozen=True)
