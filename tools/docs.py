@@ -5,6 +5,7 @@ lies in build/docs/ and is reused: only notebooks that changed are rendered agai
 """
 
 import argparse
+import ast
 import json
 import os
 import re
@@ -92,13 +93,15 @@ def read_processed(path: Path) -> nbformat.NotebookNode:
 
 
 def sources_of(path: Path) -> dict[str, str]:
-    "The source of each exported function and class, by its name."
+    "The source of each exported function and class, with its decorators, by its name."
     found = {}
     for cell in read(path).cells:
         if cell.cell_type == "code" and "export" in directives(cell.source):
             source = without_directives(cell.source)
-            for name in re.findall(r"^(?:async )?(?:def|class) (\w+)", source, flags=re.MULTILINE):
-                found[name] = source
+            for node in ast.parse(source).body:
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                    found[node.name] = "\n".join(source.splitlines()[first - 1 : node.end_lineno])
     return found
 
 
