@@ -116,7 +116,7 @@ class Stage:
             self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.monotonic() - self._began
         self._name = ""
 
-# %% ../nbs/16a_demo.ipynb #8fefc5e3
+# %% ../nbs/16a_demo.ipynb #dc9d2f6b
 class Demo:
     "One play of the demo in `data/demo`. `play()` does everything; `stop()` ends every process it started."
 
@@ -212,8 +212,8 @@ class Demo:
             time.sleep(0.5)
 
     def _prepared(self, name: str) -> int:
-        shelf = self.folder / "state" / name / "shelf.parquet"
-        return pl.scan_parquet(shelf).select(pl.len()).collect().item() if shelf.exists() else 0
+        shelves = (self.folder / "state" / name).glob("shelf-*.parquet")
+        return sum(pl.scan_parquet(shelf).select(pl.len()).collect().item() for shelf in shelves)
 
     def run_validator(self) -> None:
         "The validator's logbook over all topics, its lines shown as they come."
@@ -225,11 +225,12 @@ class Demo:
         if child.wait():
             raise DemoFailed(f"the validator failed:\n{(self.folder / 'logs' / 'validator.log').read_text()[-2000:]}")
 
-    def report(self) -> dict[str, Path]:
+    def report(self) -> dict[str, Path | str]:
         "Where everything is, with a page made from the validator's logbook."
         notebook = self.folder / "notebooks" / "validator-validator.ipynb"
         shards = sorted((self.folder / "corpus").glob("default/train/*/*.parquet"))
-        return {"executed notebooks": notebook.parent, "shard": shards[-1], "report page": write_report(notebook, self.folder / "report.html")}
+        return {"executed notebooks": notebook.parent, "shard": shards[-1] if shards else "none, as no clip was accepted",
+                "report page": write_report(notebook, self.folder / "report.html")}
 
     def show(self) -> None:
         "The leaderboard and the refusals."

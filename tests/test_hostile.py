@@ -5,12 +5,13 @@ import socket
 from pathlib import Path
 
 import httpx
+import polars as pl
 import pytest
 
 from omega_lab.chain import Chain, dev_wallet, open_wallet, sign_request
 from omega_lab.chain.localnet import LocalNet
 from omega_lab.embedding import CachedEncoder, get_encoder
-from omega_lab.miner import Shelf, make_source, prepare, read_log, start_server, stop_server
+from omega_lab.miner import make_source, open_shelf, prepare, read_log, start_server, stop_server
 from omega_lab.protocol import VideoRequest, parse_response
 from omega_lab.samples import golden_path
 from omega_lab.settings import load_settings
@@ -33,7 +34,7 @@ def miner(tmp_path_factory):
         settings = load_settings({"network.endpoint": net.endpoint, "wallet.name": "miner", "wallet.path": str(folder / "wallets"),
                                   "source.subjects": "lion"}, environ={})
         encoder = CachedEncoder(get_encoder("bridge"), Path("data/cache/miner"))
-        prepare(make_source(settings), encoder, Shelf(folder / "state" / "shelf.parquet", encoder.dim), ["lion"])
+        prepare(make_source(settings), encoder, open_shelf(folder / "state", encoder), ["lion"])
         card = start_server(settings, folder / "state")
         yield card, wallets["miner"].hotkey.ss58_address, wallets, folder / "state"
         assert stop_server(folder / "state") and not card.alive()
@@ -109,8 +110,7 @@ def test_garbage_and_half_requests_leave_it_alive(miner):
 
 
 def test_media_by_its_hash(miner):
-    shelf = Shelf(miner[3] / "shelf.parquet", 1).read()
-    sha = shelf["video_id"][0].removeprefix("sha256:")
+    sha = pl.read_parquet(next(miner[3].glob("shelf-*.parquet")))["video_id"][0].removeprefix("sha256:")
     media = httpx.get(f"{miner[0].url}/v1/media/{sha}")
     assert hashlib.sha256(media.content).hexdigest() == sha
     for wrong in ("0" * 64, "..%2f..%2fsettings.json", "%00"):

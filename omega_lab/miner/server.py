@@ -7,7 +7,7 @@ __all__ = ['TooLarge', 'bounded_body', 'MetagraphCache', 'MinerParts', 'problem'
            'send_media', 'make_app', 'ServerCard', 'read_card', 'write_card', 'build_parts', 'serve', 'main',
            'ServerFailed', 'start_server', 'stop_server']
 
-# %% ../../nbs/11c_miner_server.ipynb #ff73d680
+# %% ../../nbs/11c_miner_server.ipynb #29047b28
 import argparse
 import asyncio
 import json
@@ -29,7 +29,7 @@ from ..chain import Chain, ChainError, Metagraph, open_wallet
 from ..chain.auth import Gate, NonceStore, Refused
 from ..embedding import get_encoder
 from .answer import Answerer, behaviour
-from .prepare import Shelf, make_source, prepare
+from .prepare import make_source, open_shelf, prepare
 from ..protocol import VIDEOS_PATH, VideoRequest, VideoResponse, WireError, parse
 from ..settings import Settings
 from ..sources import Source
@@ -184,7 +184,7 @@ def write_card(state: Path, host: str, port: int) -> None:
     temporary.write_text(json.dumps(asdict(card)))
     temporary.rename(state / "server.json")
 
-# %% ../../nbs/11c_miner_server.ipynb #516eebd1
+# %% ../../nbs/11c_miner_server.ipynb #88fd5053
 def build_parts(settings: Settings, state: Path) -> MinerParts:
     "Everything the server needs, from settings."
     encoder = get_encoder(settings.encoder.name)
@@ -193,7 +193,7 @@ def build_parts(settings: Settings, state: Path) -> MinerParts:
     chain = Chain(settings.network.endpoint, settings.network.netuid, timeout=settings.network.timeout)
     gate = Gate(wallet.hotkey.ss58_address, MetagraphCache(chain), min_stake_rao=int(settings.miner.min_stake_tao * 10**9),
                 need_permit=settings.miner.force_validator_permit, nonce_store=NonceStore(state / "nonces.db"))
-    answerer = Answerer(Shelf(state / "shelf.parquet", encoder.dim), encoder, state / "answers.jsonl",
+    answerer = Answerer(open_shelf(state, encoder), encoder, state / "answers.jsonl",
                         behaviour(settings.miner.behaviour), settings.scoring)
     return MinerParts(settings, gate, answerer, make_source(settings))
 

@@ -46,7 +46,7 @@ def check_encoder(encoder: Encoder, endpoint: str) -> None:
         raise NotAllowed(f"the bridge encoder is for a local chain only, {endpoint} is not one: "
                          "its vectors are not the network's; set [encoder] name to a full encoder")
 
-# %% ../../nbs/12b_validator_round.ipynb #66d91215
+# %% ../../nbs/12b_validator_round.ipynb #0ce2daa3
 @dataclass
 class Validator:
     "A validator at work. `wallet` signs, `chain` knows the miners, `store` remembers, `index` finds near clips."
@@ -63,6 +63,10 @@ class Validator:
         if self.index.version > self.store.corpus_rows():
             raise StoreError(f"the novelty index holds {self.index.version} rows, the store only {self.store.corpus_rows()}: "
                              "they do not belong together; move the index folder away and it is built anew")
+        spaces = set(self.store.sql("select distinct encoder from rounds")["encoder"]) - {self.latent_space}
+        if spaces:
+            raise StoreError(f"{self.store.folder} holds rounds of {', '.join(spaces)}, the encoder is now {self.latent_space}: "
+                             "their vectors cannot be compared; use another state folder")
         sync_index(self.index, self.store)
 
     @property
