@@ -260,7 +260,7 @@ def main() -> int:
     options = parser.parse_args()
     out = build(notebooks(ROOT / "nbs"), options.out, options.work)
     print(
-        f"{len(list(out.rglob('*.html')))} pages in {out}; read them with python -m http.server --bind 127.0.0.1 -d {out}"
+        f"{len(list(out.rglob('*.html')))} pages in {out}; to read: python -m http.server --bind 127.0.0.1 -d {out}"
     )
     return 0
 
