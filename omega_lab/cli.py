@@ -6,9 +6,8 @@
 __all__ = ['app', 'Set', 'Topics', 'fail', 'parse_pairs', 'run', 'miner', 'validator', 'stop', 'demo', 'samples', 'score',
            'settings', 'doctor', 'main']
 
-# %% ../nbs/16c_cli.ipynb #d3300578
+# %% ../nbs/16c_cli.ipynb #3ff95eed
 import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any

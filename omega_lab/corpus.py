@@ -36,11 +36,11 @@ def shard_schema(
         ("description_relevance_score", pa.float64()), ("query_relevance_score", pa.float64()), ("query", pa.string()),
         ("submitted_at", pa.int64())])
 
-# %% ../nbs/09_corpus.ipynb #ff7e9a04
+# %% ../nbs/09_corpus.ipynb #058b17fe
 def shard_table(entries: pl.DataFrame) -> pa.Table:
     "The rows of `Store.corpus_entries` as a shard's table."
     keys = zip(entries["round"], entries["hotkey"], entries["position"])
-    dim = entries["video_emb"].dtype.shape[0]
+    dim = entries["video_emb"].to_numpy().shape[1]
     columns = {
         "video_id": [str(uuid.uuid5(_NAMESPACE, f"{r}/{h}/{p}")) for r, h, p in keys],
         "youtube_id": [i.removeprefix("youtube:") for i in entries["video_id"]],

@@ -29,12 +29,13 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(length > 0, length, 1)
 
-# %% ../nbs/05_novelty.ipynb #733de01d
+# %% ../nbs/05_novelty.ipynb #269b5c36
 class NoveltyIndex:
     "Vectors of dimension `dim` under `path` (a folder; None: in memory only). The version is the number of rows ever added."
 
     def __init__(self, path: str | Path | None, dim: int):
-        self.dim, self._ids, self._index = dim, [], faiss.IndexFlatIP(dim)
+        self.dim, self._index = dim, faiss.IndexFlatIP(dim)
+        self._ids: list[str] = []
         self._folder = Path(path) if path else None
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -82,10 +82,11 @@ class ValidatorSettings(Section):
     average_alpha: float = Field(0.3, gt=0, le=1, description="weight of the new reward in the moving average")
     weights_every: int = Field(100, ge=1, description="blocks between two settings of weights")
 
-# %% ../nbs/00_settings.ipynb #3f70c70d
+# %% ../nbs/00_settings.ipynb #8ecbdb50
 class ChecksSettings(Section):
     "How much of a response is fetched and recomputed. Part of the score hash."
-    policy: Literal["protocol", "always-one"] = Field("protocol", description="protocol: one clip with probability fetch_probability; always-one: one clip of every response")
+    policy: Literal["protocol", "always-one"] = Field(
+        "protocol", description="protocol: one clip with probability fetch_probability; always-one: one clip of every response")
     fetch_probability: float = Field(0.1, ge=0, le=1, description="chance that a response's media is fetched under the protocol policy")
     fetch_timeout: float = Field(10.0, gt=0, description="time limit of one fetch, seconds")
     max_fetch_bytes: int = Field(200_000_000, ge=1, description="largest media file fetched, bytes")

@@ -265,7 +265,7 @@ def entry_id(number: int, hotkey: str, position: int, video_id: str) -> str:
     "A row's name in the index: which clip, and where it came in."
     return f"{number}/{hotkey}/{position}/{video_id}"
 
-# %% ../nbs/08_store.ipynb #1421f898
+# %% ../nbs/08_store.ipynb #e2946d4f
 def rescore_response(
     store: Store,
     number: int,  # the round
@@ -274,7 +274,8 @@ def rescore_response(
     thresholds: LatentThresholds | None = None,  # other decisions of the latent space; None: the round's own
 ) -> Verdict:
     "The verdict on a stored response under the given settings. Raises `StoreError` when there is no such response."
-    found = store.sql("select num_videos, settings, thresholds, status, detail from rounds join responses using (round) where round = ? and hotkey = ?", number, hotkey)
+    found = store.sql("""select num_videos, settings, thresholds, status, detail from rounds join responses using (round)
+                         where round = ? and hotkey = ?""", number, hotkey)
     if found.is_empty():
         raise StoreError(f"round {number} holds no response of {hotkey}")
     row = found.row(0, named=True)

@@ -76,23 +76,27 @@ def stuffer(query: str, chosen: pl.DataFrame, shelf: pl.DataFrame, encoder: Enco
     vector = encoder.encode_text([text])[0].tolist()
     return [c.model_copy(update={"description": text, "description_emb": vector}) for c in to_clips(chosen)]
 
-# %% ../../nbs/11b_miner_answer.ipynb #2e0fa78b
+# %% ../../nbs/11b_miner_answer.ipynb #284d28bb
 def forger(query: str, chosen: pl.DataFrame, shelf: pl.DataFrame, encoder: Encoder) -> list[Clip]:
-    "One clip twice, a second apart, and other clips under the embeddings of the one that pays best."
-    clips = to_clips(chosen)
-    if not clips:
-        return clips
-    best = clips[0]
-    shift = 1 if best.end_time - best.start_time > 6 else 0
-    twin = best.model_copy(update={"start_time": best.start_time + shift})
-    vectors = {k: getattr(best, k) for k in ("video_emb", "audio_emb")}
-    told = [c.model_copy(update=vectors | {"video_emb": _blend(best.video_emb, c.video_emb)}) for c in clips[2:]]
-    return [best, twin, *told][:len(clips)]
+    "One good clip, and unrelated footage (one piece of it twice, a second apart) under embeddings close to the good one's."
+    good = to_clips(chosen)
+    other = to_clips(shelf.filter(~shelf["video_id"].is_in(chosen["video_id"].to_list())).unique("video_id", maintain_order=True))
+    if not good or not other:
+        return good
+    start = len(query) % len(other)  # other footage for another topic
+    told = [_dressed(clip, good[0]) for clip in (other[start:] + other[:start])[:max(0, len(good) - 2)]]
+    twin = [c.model_copy(update={"start_time": c.start_time + 1}) for c in told[:1]]
+    return [good[0], *told, *twin][:len(good)]
+
+
+def _dressed(clip: Clip, as_if: Clip) -> Clip:
+    "`clip` with the caption of another and vectors near the other's, yet far enough to slip under the near-duplicate filter."
+    return clip.model_copy(update={"description": as_if.description, "description_emb": as_if.description_emb,
+                                   "audio_emb": as_if.audio_emb, "video_emb": _blend(as_if.video_emb, clip.video_emb)})
 
 
 def _blend(a: list[float], b: list[float]) -> list[float]:
-    "Mostly `a`, with enough of `b` to slip under the near-duplicate filter."
-    return unit(0.85 * np.float32(a) + 0.6 * np.float32(b)).tolist()
+    return unit(0.85 * np.array(a) + 0.5 * np.array(b)).tolist()
 
 # %% ../../nbs/11b_miner_answer.ipynb #33622e4d
 Behaviour = Callable[[str, pl.DataFrame, pl.DataFrame, Encoder], list[Clip]]

@@ -33,7 +33,7 @@ def make_source(settings: Settings) -> Source:
     subjects = [name.strip() for name in s.subjects.split(",") if name.strip()]
     return FolderSource(s.folder, subjects=subjects, cache_dir=cache)
 
-# %% ../../nbs/11a_miner_prepare.ipynb #73d850ec
+# %% ../../nbs/11a_miner_prepare.ipynb #50787eeb
 def choose_ranges(
     duration: float,  # seconds that may be used
     changes: Sequence[float] = (),  # seconds at which the picture changes
@@ -49,8 +49,8 @@ def choose_ranges(
     ranges = []
     for a, b in zip(cuts, [*cuts[1:], end]):
         parts = -(-(b - a) // longest)
-        edges = np.linspace(a, b, parts + 1).astype(int) if parts else []
-        ranges += [(int(x), int(y)) for x, y in zip(edges, edges[1:]) if y - x >= shortest]
+        edges = np.linspace(a, b, parts + 1).astype(int).tolist() if parts else []
+        ranges += [(x, y) for x, y in zip(edges, edges[1:]) if y - x >= shortest]
     return ranges
 
 # %% ../../nbs/11a_miner_prepare.ipynb #29068d64
@@ -61,21 +61,22 @@ def caption(hit: Hit) -> str:
         return title or "untitled"
     return f"{title.rstrip('.')}. {text}"[:8000]
 
-# %% ../../nbs/11a_miner_prepare.ipynb #a612ea10
+# %% ../../nbs/11a_miner_prepare.ipynb #75958452
 _COLUMNS = {"video_id": pl.String, "path": pl.String, "description": pl.String, "views": pl.Int64, "start_time": pl.Int64, "end_time": pl.Int64}
 
 
-def shelf_schema(dim: int) -> dict[str, pl.DataType]:
+def shelf_schema(dim: int) -> dict:
     "Columns of the shelf; a clip without sound has a null audio embedding."
     return _COLUMNS | {f"{m}_emb": pl.Array(pl.Float32, dim) for m in ("video", "audio", "description")}
 
-# %% ../../nbs/11a_miner_prepare.ipynb #a4f07b50
+# %% ../../nbs/11a_miner_prepare.ipynb #f9194cd3
 class Shelf:
     "Prepared clips in one parquet file. Readers see the last whole version, without waiting for a writer."
 
     def __init__(self, path: str | Path, dim: int):
         self.path, self.dim = Path(path), dim
-        self._seen, self._frame = None, pl.DataFrame(schema=shelf_schema(dim))
+        self._frame = pl.DataFrame(schema=shelf_schema(dim))
+        self._seen: tuple[int, int] | None = None
 
     def read(self) -> pl.DataFrame:
         "The clips on the shelf; read again only when the file has changed."

@@ -49,12 +49,13 @@ async def bounded_body(request: Request, limit: int, seconds: float = 20.0) -> b
                 raise TooLarge(f"body over {limit} bytes")
     return bytes(body)
 
-# %% ../../nbs/11c_miner_server.ipynb #2e371685
+# %% ../../nbs/11c_miner_server.ipynb #fd6f3a2b
 class MetagraphCache:
     "The metagraph, at most `max_age` seconds old while the chain answers; the last one known while it does not."
 
     def __init__(self, chain: Chain, max_age: float = 6.0):
-        self.chain, self.max_age, self._at, self._known = chain, max_age, 0.0, None
+        self.chain, self.max_age, self._at = chain, max_age, 0.0
+        self._known: Metagraph | None = None
 
     def __call__(self) -> Metagraph:
         if self._known is None or time.monotonic() - self._at > self.max_age:
@@ -64,6 +65,7 @@ class MetagraphCache:
                 if self._known is None:
                     raise
             self._at = time.monotonic()
+        assert self._known is not None
         return self._known
 
 # %% ../../nbs/11c_miner_server.ipynb #23650bef

@@ -140,10 +140,11 @@ def plot_averages(store: Store, names: dict[str, str] | None = None) -> Figure:
     axes.legend(frameon=False, fontsize=8, ncols=2)
     return figure
 
-# %% ../../nbs/12c_validator_report.ipynb #c9e1ae1a
+# %% ../../nbs/12c_validator_report.ipynb #c69c3b85
 def spot_checks(store: Store, names: dict[str, str] | None = None) -> pl.DataFrame:
     "The spot checks made: what was recomputed and how near the sent embeddings came."
-    rows = store.sql("select round, hotkey, position, evidence from clips where json_extract(evidence, '$.check.kind') is not null order by round, hotkey, position")
+    rows = store.sql("""select round, hotkey, position, evidence from clips
+                        where json_extract(evidence, '$.check.kind') is not null order by round, hotkey, position""")
     checks = [json.loads(e)["check"] for e in rows["evidence"]]
     table = pl.DataFrame([{"round": r, "miner": (names or {}).get(h, short(h)), "clip": p, **{k: c[k] for k in (
         "kind", "video_cosine", "audio_cosine", "description_cosine", "problem")}} for (r, h, p, _), c in zip(rows.iter_rows(), checks) if c])

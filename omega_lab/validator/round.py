@@ -6,7 +6,7 @@
 __all__ = ['log', 'NotAllowed', 'check_encoder', 'Validator', 'open_validator', 'judge', 'mark_entering', 'run_async', 'now',
            'run_round', 'weights_now', 'WeightsOutcome', 'set_weights', 'publish_corpus']
 
-# %% ../../nbs/12b_validator_round.ipynb #0d797a1f
+# %% ../../nbs/12b_validator_round.ipynb #9abfd2e3
 import asyncio
 import logging
 import random
@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from ..corpus import publish
 from ..embedding import CachedEncoder, get_encoder
 from ..embedding.base import Encoder
 from ..novelty import NoveltyIndex, unit
-from ..protocol import VideoRequest, WireError, parse_response
+from ..protocol import Clip, VideoRequest, WireError, parse_response
 from ..scoring.video import Verdict, no_answer, score_response
 from ..scoring.weights import combine, task_shares
 from ..settings import Settings
@@ -46,12 +47,12 @@ def check_encoder(encoder: Encoder, endpoint: str) -> None:
         raise NotAllowed(f"the bridge encoder is for a local chain only, {endpoint} is not one: "
                          "its vectors are not the network's; set [encoder] name to a full encoder")
 
-# %% ../../nbs/12b_validator_round.ipynb #0ce2daa3
+# %% ../../nbs/12b_validator_round.ipynb #07647b0a
 @dataclass
 class Validator:
     "A validator at work. `wallet` signs, `chain` knows the miners, `store` remembers, `index` finds near clips."
     settings: Settings
-    wallet: object
+    wallet: Any
     chain: Chain
     encoder: Encoder
     store: Store
@@ -83,10 +84,11 @@ def open_validator(settings: Settings, state: str | Path) -> Validator:
     chain = Chain(settings.network.endpoint, settings.network.netuid, timeout=settings.network.timeout)
     return Validator(settings, wallet, chain, encoder, Store(state), NoveltyIndex(state / "index", encoder.dim), data / "cache" / "media")
 
-# %% ../../nbs/12b_validator_round.ipynb #b3e2f5a3
+# %% ../../nbs/12b_validator_round.ipynb #483519ee
 def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.ndarray, answer: Answer, round_seed: int) -> ResponseRecord:
     "An answer's clips, their evidence and the verdict. An answer that breaks the wire's rules counts as none."
-    seed, clips, status, detail = response_seed(round_seed, answer.miner.hotkey), (), answer.status, answer.detail
+    seed, status, detail = response_seed(round_seed, answer.miner.hotkey), answer.status, answer.detail
+    clips: tuple[Clip, ...] = ()
     if answer.body is not None:
         try:
             clips = tuple(parse_response(answer.body, request, v.latent_space, v.encoder.dim).video_metadata)
@@ -111,7 +113,7 @@ def _verdict(v: Validator, examiner: Examiner, request: VideoRequest, query, vec
     return no_answer(f"{status}: {detail}", v.settings.scoring)
 
 
-def _fetcher(v: Validator, miner_url: str):
+def _fetcher(v: Validator, miner_url: str | None):
     c, s = v.settings.checks, v.settings.source
     return lambda clip_id, start, end: fetch_clip(
         clip_id, start, end, cache_dir=v.cache, base_url=miner_url, timeout=c.fetch_timeout, max_bytes=c.max_fetch_bytes,
