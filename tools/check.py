@@ -23,7 +23,7 @@ from pathlib import Path
 import readme
 from notebooks import ROOT, notebooks, read
 
-HAND_KEPT = ("**/__init__.py",)  # the only files of omega_lab/ that no notebook makes
+HAND_KEPT = ("**/__init__.py", "_modidx.py")  # files of omega_lab/ that no notebook makes (the index is not kept in git)
 
 
 def sync(root: Path = ROOT) -> list[str]:
@@ -150,7 +150,7 @@ def _run_notebook(copy: Path, name: str) -> str:
         cwd=copy,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(copy)},
+        env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
     )
     print(f"  {time.monotonic() - began:5.1f} s  {name}", file=sys.stderr, flush=True)
     if not done.returncode:
