@@ -1,4 +1,6 @@
 # Everyday commands; `make help` lists them. Everything lives in .venv and data/, both safe to delete.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,9 +16,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --progress-bar off -c constraints.txt torch | grep -v '^Requirement already' || true
-	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' | grep -vE '^(Requirement already|  Downloading|Collecting)' || true
-	@$(BIN)/python -c 'import omega_lab.cli'
+	@echo "installing about 3 GB into $(VENV); this takes some minutes"
+	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt torch | sed -n '/^\(Collecting\|Installing\)/p'
+	@$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]' | sed -n '/^\(Collecting\|Installing\)/p' | cut -c1-100
+	@$(BIN)/python -m pip check
 	@touch $@
 
 setup: $(READY) samples  ## environment in .venv, sample media in data/

@@ -1,5 +1,6 @@
 """The validator: ask, examine, score, keep, set weights, report."""
 from omega_lab.validator.report import (
+    Table,
     leaderboard,
     plot_averages,
     plot_novelty,
@@ -12,5 +13,5 @@ from omega_lab.validator.report import (
 )
 from omega_lab.validator.round import check_encoder, open_validator, publish_corpus, run_round, set_weights
 
-__all__ = ["check_encoder", "leaderboard", "open_validator", "plot_averages", "plot_novelty", "plot_scores", "plot_similarity",
+__all__ = ["Table", "check_encoder", "leaderboard", "open_validator", "plot_averages", "plot_novelty", "plot_scores", "plot_similarity",
            "publish_corpus", "refusals", "refused_duplicate", "run_round", "set_weights", "short", "spot_checks"]
