@@ -30,7 +30,7 @@ def players(roles):
 def played(tmp_path_factory):
     """A demo played through, its chain and miners still running, and what it said."""
     said = []
-    demo = Demo("data", players(ROLES), TOPICS[:3], folder=tmp_path_factory.mktemp("demo") / "run", stage=Stage(said.append))
+    demo = Demo("data", players(ROLES), TOPICS, folder=tmp_path_factory.mktemp("demo") / "run", stage=Stage(said.append))
     try:
         demo.play()
         yield demo, said
@@ -58,13 +58,13 @@ def test_honest_miners_lead_whatever_their_place(played):
     demo, _ = played
     table = board(demo, ROLES)
     assert_honest_lead(table)
-    assert (table["answered"] == 3).all()
+    assert (table["answered"] == len(TOPICS)).all()
 
 
 def test_each_verdict_can_be_recomputed(played):
     with Store(played[0].folder / "state" / "validator") as store:
         stored = store.sql("select round, hotkey, reward from responses").rows()
-        assert len(stored) == 12
+        assert len(stored) == 4 * len(TOPICS)
         for number, hotkey, reward in stored:
             assert rescore_response(store, number, hotkey).reward == reward
         meta = store.sql("select encoder, settings_hash, index_version, seed from rounds order by round")
@@ -109,7 +109,7 @@ def test_notebooks_are_executed_and_hold_no_secret(played):
 def test_the_reasons_are_said(played):
     _, said = played
     text = "\n".join(said)
-    for words in ("stuffed caption", "near-duplicate", "honest", "report page", "seconds:"):
+    for words in ("stuffed caption", "honest", "report page", "seconds:"):
         assert words in text
 
 
