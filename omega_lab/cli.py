@@ -138,11 +138,12 @@ def settings() -> None:
     except SettingsError as error:
         fail(str(error))
 
-# %% ../nbs/16c_cli.ipynb #66c84849
+# %% ../nbs/16c_cli.ipynb #493cf837
 @app.command()
 def doctor(port: Annotated[int | None, typer.Option(help="also knock on the published port, from another process")] = None) -> None:
     "Say what is installed, what would be used, and what is missing, with the command that mends it."
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from omega_lab.doctor import examine
@@ -154,7 +155,7 @@ def doctor(port: Annotated[int | None, typer.Option(help="also knock on the publ
     table = Table("", "what", "found", "to mend it", box=None, pad_edge=False)
     signs = {"ok": "[green]✓[/]", "note": "[yellow]·[/]", "missing": "[red]✗[/]"}
     for f in findings:
-        table.add_row(signs[f.state], f.what, f.detail, f.remedy)
+        table.add_row(signs[f.state], escape(f.what), escape(f.detail), escape(f.remedy))
     Console().print(table)
     raise typer.Exit(1 if any(f.state == "missing" for f in findings) else 0)
 

@@ -7,12 +7,12 @@ __all__ = ['Outcome', 'Record', 'LatentThresholds', 'SpotCheck', 'ClipEvidence',
            'description_relevance', 'query_relevance', 'near_duplicates', 'local_novelty', 'score_response',
            'no_answer', 'update_average', 'CaseClip', 'Case', 'CaseFile', 'score_case']
 
-# %% ../../nbs/06a_scoring_video.ipynb #250a5565
+# %% ../../nbs/06a_scoring_video.ipynb #a2a4a192
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..novelty import unit
 from ..settings import ScoringSettings
@@ -273,9 +273,10 @@ def update_average(
     "alpha·reward + (1 − alpha)·old; `old` when there is no reward."
     return old if reward is None else alpha * reward + (1 - alpha) * old
 
-# %% ../../nbs/06a_scoring_video.ipynb #9be6f978
+# %% ../../nbs/06a_scoring_video.ipynb #cbf7df52
 class CaseClip(BaseModel):
     "One clip of a case: the wire's fields and the evidence about it."
+    model_config = ConfigDict(allow_inf_nan=False)
     video_id: str
     description: str = ""
     start_time: int
@@ -283,7 +284,7 @@ class CaseClip(BaseModel):
     video_emb: list[float]
     audio_emb: list[float]
     description_emb: list[float]
-    text_similarity: float  # t = min(0.5, cosine²), already capped
+    text_similarity: float = Field(ge=0, le=1)  # t = min(0.5, cosine²), already capped
     unique_tokens: int
     stuffed: tuple[bool, float]
     extraneous: tuple[int, int, int]  # really bad, low quality, chunks
@@ -301,12 +302,21 @@ class CaseClip(BaseModel):
             index_novelty=self.index_novelty,
             check=SpotCheck(kind="description", description_cosine=float(self.description_matches)))
 
-# %% ../../nbs/06a_scoring_video.ipynb #30e58367
+# %% ../../nbs/06a_scoring_video.ipynb #9e0db790
 class Case(BaseModel):
-    "One response to be scored."
-    query_emb: list[float]
+    "One response to be scored. All embeddings have the query's length."
+    model_config = ConfigDict(allow_inf_nan=False)
+    query_emb: list[float] = Field(min_length=1)
     clips: list[CaseClip]
-    num_videos: int = 8
+    num_videos: int = Field(8, ge=1)
+
+    @model_validator(mode="after")
+    def _one_length(self):
+        want = len(self.query_emb)
+        for i, c in enumerate(self.clips):
+            if got := {len(c.video_emb), len(c.audio_emb), len(c.description_emb)} - {want}:
+                raise ValueError(f"clip {i} has an embedding of {got.pop()} numbers, want {want} as the query has")
+        return self
 
 
 class CaseFile(BaseModel):

@@ -1,0 +1,81 @@
+"""The command line as a user meets it: real processes, real files, one sentence for a mistake and never a traceback."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CASES = Path(__file__).parent / "video_scoring_cases.json"
+
+
+def lab(*arguments, env=None, cwd=None):
+    command = [sys.executable, "-m", "omega_lab.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | (env or {}), cwd=cwd, timeout=120)
+
+
+def test_score_prints_what_the_file_expects():
+    done = lab("score", CASES)
+    assert done.returncode == 0, done.stderr
+    got, want = json.loads(done.stdout), [case["expect"] for case in json.loads(CASES.read_text())["cases"]]
+    assert [set(g) for g in got] == [{"reward", "accepted", "description_relevance", "query_relevance"}] * len(want)
+    assert [g["reward"] for g in got] == pytest.approx([w["reward"] for w in want], abs=1e-6)
+    assert [g["accepted"] for g in got] == [w["accepted"] for w in want]
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    (None, "No such file"), ("{", "Invalid JSON"), ('{"cases": [{"query_emb": [1], "clips": [{"video_id": 3}]}]}', "cases.0.clips.0"),
+    ('{"cases": [{"query_emb": [1, 2], "clips": [{"video_id": "a", "start_time": 0, "end_time": 9, "video_emb": [1], "audio_emb": [1],'
+     ' "description_emb": [1, 2], "text_similarity": 0, "unique_tokens": 1, "stuffed": [false, 1], "extraneous": [0, 0, 1],'
+     ' "index_novelty": 1}]}]}', "want 2")])
+def test_score_of_a_bad_file_is_one_sentence(tmp_path, text, said):
+    path = tmp_path / "cases.json"
+    if text is not None:
+        path.write_text(text)
+    done = lab("score", path)
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+    assert str(path) in done.stderr
+
+
+@pytest.mark.parametrize(("env", "said"), [
+    ({"OMEGA_LAB_SCORING_MINIMUM": "abc"}, "[scoring] minimum = abc"), ({"OMEGA_LAB_FOO_BAR": "1"}, "unknown section [foo]"),
+    ({"OMEGA_LAB_CHECKS_POLCY": "protocol"}, "has no key 'polcy'")])
+def test_a_wrong_setting_names_its_place(env, said):
+    done = lab("settings", env=env)
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_wrong_file_names_itself(tmp_path):
+    (tmp_path / "settings.ini").write_text("[validator]\nnum_videos = 0\n")
+    done = lab("settings", cwd=tmp_path)
+    assert done.returncode == 1 and "settings.ini: [validator] num_videos = 0" in done.stderr
+
+
+def test_the_shipped_settings_are_the_defaults(tmp_path):
+    assert lab("settings", cwd=tmp_path).stdout == Path("settings.ini").read_text()
+
+
+def test_unknown_pipelines_and_parameters():
+    assert "no pipeline named 'nothing'" in lab("run", "nothing").stderr
+    done = lab("run", "miner", "-p", "nonsense=1")
+    assert done.returncode == 1 and "has no parameter nonsense" in done.stderr and "topics" in done.stderr
+
+
+def test_a_neuron_without_a_chain_says_so(tmp_path):
+    done = lab("validator", "--state", tmp_path / "state", "--output", tmp_path / "out.ipynb", "--set", "network.endpoint=ws://127.0.0.1:9",
+               "--set", f"wallet.path={tmp_path}")
+    assert done.returncode == 1 and "Traceback" not in done.stderr and (tmp_path / "out.ipynb").exists()
+
+
+def test_the_bridge_is_refused_on_a_chain_that_is_not_local(tmp_path):
+    done = lab("miner", "--state", tmp_path / "state", "--output", tmp_path / "out.ipynb", "--set", "network.endpoint=wss://node.example.org:443")
+    assert done.returncode == 1 and "for a local chain only" in done.stderr
+
+
+def test_doctor_tells_what_would_be_used(tmp_path):
+    done = lab("doctor", env={"COLUMNS": "200"}, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bridge@" in done.stdout and "set [network] endpoint" in done.stdout and "omega-lab samples" in done.stdout
+    broken = lab("doctor", env={"COLUMNS": "200", "OMEGA_LAB_NETWORK_ENDPOINT": "ws://127.0.0.1:9"}, cwd=tmp_path)
+    assert broken.returncode == 1 and "✗  chain" in broken.stdout
