@@ -6,7 +6,7 @@
 __all__ = ['app', 'Set', 'Topics', 'fail', 'parse_pairs', 'run', 'miner', 'validator', 'stop', 'demo', 'samples', 'score',
            'settings', 'doctor', 'main']
 
-# %% ../nbs/16c_cli.ipynb #3ff95eed
+# %% ../nbs/16c_cli.ipynb #4cd52a89
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +14,24 @@ from typing import Annotated, Any
 
 import typer
 
+import omega_lab
+
 from .settings import SettingsError, load_settings, settings_ini
 
 # %% ../nbs/16c_cli.ipynb #d5062e47
 app = typer.Typer(help="omega_lab: a laboratory for a multimodal data subnet.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False)
+
+# %% ../nbs/16c_cli.ipynb #78f4c59a
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(omega_lab.__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False) -> None:
+    "omega_lab: a laboratory for a multimodal data subnet."
 
 # %% ../nbs/16c_cli.ipynb #3b4a7121
 def fail(message: str, code: int = 1):
@@ -58,7 +71,7 @@ def _run(name: str, parameters: dict[str, Any], output: Path | None) -> None:
         fail(str(error))
     print(f"executed notebook: {output}")
 
-# %% ../nbs/16c_cli.ipynb #8e00fb43
+# %% ../nbs/16c_cli.ipynb #34efaac9
 @app.command()
 def run(
     name: Annotated[str, typer.Argument(help="miner | validator")],
@@ -70,7 +83,7 @@ def run(
     try:
         given = json.loads(parameters.read_text()) if parameters else {}
     except (OSError, json.JSONDecodeError) as error:
-        fail(f"{parameters}: {error}", 2)
+        fail(f"{parameters}: {error.strerror if isinstance(error, OSError) else error}", 2)
     _run(name, given | parse_pairs(p), output)
 
 # %% ../nbs/16c_cli.ipynb #46c87a70
@@ -109,10 +122,15 @@ def samples(data: Annotated[Path, typer.Option(help="where the media goes")] = P
 
     typer.echo(f"sample media in {fetch_samples(data)}")
 
-# %% ../nbs/16c_cli.ipynb #e196cf41
+# %% ../nbs/16c_cli.ipynb #6b885166
 @app.command()
 def score(file: Annotated[Path, typer.Argument(help="JSON: {cases: [{query_emb, clips: […]}]}")]) -> None:
-    "Score the responses in a file and print a JSON list of {reward, accepted, description_relevance, query_relevance}."
+    """Score the responses in a file and print a JSON list of {reward, accepted, description_relevance, query_relevance}.
+
+    The file holds {"cases": [{"query_emb": […], "num_videos": 8, "clips": [clip, …]}, …]}. A clip has video_id, start_time, end_time,
+    video_emb, audio_emb, description_emb, text_similarity (min(0.5, cosine²) of caption and query), unique_tokens,
+    stuffed [verdict, confidence], extraneous [really bad, low quality, chunks], index_novelty and description_matches.
+    """
     from pydantic import ValidationError
 
     from omega_lab.scoring.video import CaseFile, score_case

@@ -6,9 +6,10 @@
 __all__ = ['EMBEDDINGS', 'shard_schema', 'shard_table', 'shard_path', 'write_shard', 'dataset_card', 'MixedSpaces', 'write_card',
            'publish', 'load']
 
-# %% ../nbs/09_corpus.ipynb #9ad8ff13
+# %% ../nbs/09_corpus.ipynb #9fe36fa2
 import os
 import uuid
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -129,9 +130,12 @@ def publish(
         written.append(folder / path)
     return written
 
-# %% ../nbs/09_corpus.ipynb #8a0cb465
+# %% ../nbs/09_corpus.ipynb #ced60670
 def load(folder: str | Path):
     "The dataset in `folder` as `datasets` sees it, split `train`; no network."
-    from datasets import load_dataset  # slow to import, and only readers need it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about widgets that a notebook on a server does not have
+        from datasets import disable_progress_bars, load_dataset  # slow to import, and only readers need it
 
+    disable_progress_bars()
     return load_dataset(str(Path(folder).resolve()), split="train", cache_dir=str(Path(folder).resolve() / ".cache"))

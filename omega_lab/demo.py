@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['TAO', 'PLAYERS', 'TOPICS', 'SHOWN', 'PAGE', 'Player', 'halves', 'stop_all', 'family', 'running_in', 'DemoFailed',
-           'wait_for_file', 'Stage', 'Demo', 'write_report', 'play_demo']
+           'wait_for_file', 'Stage', 'Demo', 'write_report', 'play_and_stop', 'play_demo']
 
-# %% ../nbs/16a_demo.ipynb #66c86117
+# %% ../nbs/16a_demo.ipynb #a700342b
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,8 +24,8 @@ import polars as pl
 import psutil
 from filelock import FileLock, Timeout
 
-from .chain import Chain, dev_wallet, open_wallet
-from .samples import fetch_samples, golden_path
+from .chain import Chain, ChainError, dev_wallet, open_wallet
+from .samples import SampleError, fetch_samples, golden_path
 from .store import Store
 from .validator.report import Table, leaderboard, refusals
 
@@ -60,7 +61,7 @@ def stop_all(processes: Sequence[psutil.Process], seconds: float = 8.0) -> None:
             process.kill()
     psutil.wait_procs(processes, 2)
 
-# %% ../nbs/16a_demo.ipynb #5ee119e5
+# %% ../nbs/16a_demo.ipynb #d690d6a2
 def family(process: subprocess.Popen) -> list[psutil.Process]:
     "A child with everything it started, its kernel for instance."
     try:
@@ -71,14 +72,10 @@ def family(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def running_in(folder: Path) -> list[psutil.Process]:
-    "Chain and miners' servers of a demo folder, however they were orphaned: told by their command lines."
-    inside, found = str(folder.resolve()), []
-    for process in psutil.process_iter(["cmdline"]):
-        line = process.info["cmdline"] or []
-        ours = {"omega_lab.miner.server", "omega_lab.chain.localnet"} & set(line)
-        if ours and any(str(Path(argument).resolve()).startswith(inside + os.sep) for argument in line[2:] if os.sep in argument):
-            found.append(process)
-    return found
+    "Chain, pipelines and servers of a demo folder, however they were orphaned: told by the absolute paths in their command lines."
+    ours, inside = {"omega_lab.miner.server", "omega_lab.chain.localnet", "omega_lab.cli"}, f"{folder.resolve()}{os.sep}"
+    lines = ((process, process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+    return [process for process, line in lines if ours & set(line) and any(argument.startswith(inside) for argument in line)]
 
 # %% ../nbs/16a_demo.ipynb #440b7298
 class DemoFailed(RuntimeError):
@@ -123,8 +120,8 @@ class Stage:
             self.seconds[self._name] = self.seconds.get(self._name, 0.0) + time.monotonic() - self._began
         self._name = ""
 
-# %% ../nbs/16a_demo.ipynb #68e2c360
-SHOWN = ("encoder ", "round ")  # lines of the validator's logbook that the demo repeats; the rest is in the notebook
+# %% ../nbs/16a_demo.ipynb #b7c8f1ed
+SHOWN = re.compile(r"encoder |round \d")  # lines of the validator's logbook that the demo repeats; the rest is in the notebook
 
 
 class Demo:
@@ -133,7 +130,7 @@ class Demo:
     def __init__(self, data: str | Path = "data", players: Sequence[Player] = PLAYERS, topics: Sequence[str] = TOPICS,
                  folder: str | Path | None = None, stage: Stage | None = None):
         self.data, self.players, self.topics = Path(data), players, topics
-        self.folder, self.stage = Path(folder or self.data / "demo"), stage or Stage()
+        self.folder, self.stage = Path(folder or self.data / "demo").resolve(), stage or Stage()
         self.children: list[subprocess.Popen] = []
         self.hotkeys: dict[str, str] = {}  # name -> hotkey
         self.endpoint = ""
@@ -219,7 +216,8 @@ class Demo:
                 if running[name].returncode:
                     raise DemoFailed(f"miner {name} failed:\n{(self.folder / 'logs' / f'{name}.log').read_text()[-2000:]}")
             clips = ", ".join(f"{name} {self._prepared(name)}" for name in running)
-            self.stage.tick(f"{len(ready)} of {len(running)} ready; clips prepared: {clips}", last=len(ready) == len(running))
+            doing = f"clips prepared: {clips}" if any(map(self._prepared, running)) else "starting the notebooks"
+            self.stage.tick(f"{len(ready)} of {len(running)} ready; {doing}", last=len(ready) == len(running))
             time.sleep(0.5)
 
     def _prepared(self, name: str) -> int:
@@ -229,10 +227,10 @@ class Demo:
     def run_validator(self) -> None:
         "The validator's logbook over all topics, its lines shown as they come."
         parameters = {"state": str(self.folder / "state" / "validator"), "topics": list(self.topics), "flush": True,
-                      "settings": self.settings("validator"), "names": {h: n for n, h in self.hotkeys.items()}}
+                      "settings": self.settings("validator"), "names": self.names()}
         child = self._pipeline("validator", "validator", parameters, stdout=subprocess.PIPE, text=True)
         for line in child.stdout:
-            if line.startswith(SHOWN):
+            if SHOWN.match(line):
                 self.stage.say(f"  {line.rstrip()}")
         if child.wait():
             raise DemoFailed(f"the validator failed:\n{(self.folder / 'logs' / 'validator.log').read_text()[-2000:]}")
@@ -244,13 +242,17 @@ class Demo:
         return {"executed notebooks": notebook.parent, "shard": shards[-1] if shards else "none, as no clip was accepted",
                 "report page": write_report(notebook, self.folder / "report.html")}
 
+    def names(self) -> dict[str, str]:
+        "hotkey -> what to call it in a report."
+        return {self.hotkeys["validator"]: "validator"} | {self.hotkeys[p.name]: f"{p.name} ({p.behaviour})" for p in self.players}
+
     def show(self) -> None:
         "The leaderboard and the refusals."
-        names = {h: f"{p.name} ({p.behaviour})" for p in self.players for h in [self.hotkeys[p.name]]}
+        names = self.names()
         with Store(self.folder / "state" / "validator") as store:
             self.stage.say("\nLeaderboard (relevances, novelty and detail, in unique caption tokens: means over accepted clips)\n"
-                           f"{Table(leaderboard(store, names))}\n"
-                           f"\nRefused, and why\n{Table(refusals(store, names))}\n")
+                           f"{Table(leaderboard(store, names).drop('uid', 'asked', 'clips'))}\n"
+                           f"\nRefused, and why\n{Table(refusals(store, names).drop('start', 'end'))}\n")
 
     def play(self) -> dict[str, float]:
         "Everything, in order; the seconds of each stage."
@@ -294,25 +296,33 @@ table{border-collapse:collapse;font-size:.82rem;display:block;overflow-x:auto} t
 th{background:#f3f6f8} img{max-width:100%} pre{background:#f6f8f9;padding:.6rem .8rem;overflow-x:auto;font-size:.8rem;border-radius:4px}
 </style></head><body>BODY</body></html>"""
 
-# %% ../nbs/16a_demo.ipynb #06233717
+# %% ../nbs/16a_demo.ipynb #fc60491b
+def play_and_stop(demo: Demo) -> int:
+    "Play, and end every process whatever happens; the exit code."
+    try:
+        demo.play()
+        code, said = 0, ""
+    except KeyboardInterrupt:
+        code, said = 130, "stopped"
+    except (DemoFailed, SampleError, ChainError) as error:
+        code, said = 1, f"the demo failed: {error}"
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of them running
+        demo.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if said:
+        print(f"\n{said}; nothing is left running", flush=True)
+    return code
+
+
 def play_demo(data: str | Path = "data") -> int:
-    "Play the demo once; the exit code. Ctrl-C stops everything cleanly."
+    "Play the demo once; the exit code. Ctrl-C, SIGTERM and a closed terminal stop it cleanly."
     Path(data).mkdir(parents=True, exist_ok=True)
-    demo = Demo(data)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         with FileLock(Path(data) / "demo.lock", timeout=0):
-            try:
-                demo.play()
-                return 0
-            except KeyboardInterrupt:
-                print("\nstopped; nothing is left running", flush=True)
-                return 130
-            except DemoFailed as error:
-                print(f"\nthe demo failed: {error}", flush=True)
-                return 1
-            finally:
-                demo.stop()
+            return play_and_stop(Demo(data))
     except Timeout:
         print(f"another demo is running on {data}; wait for it, or stop it with Ctrl-C there", flush=True)
         return 1

@@ -52,7 +52,7 @@ def check_settings() -> Iterator[Finding]:
     path = settings_file()
     yield Finding("settings", "ok", str(path)) if path else Finding("settings", "note", "built-in defaults", "omega-lab settings > settings.ini")
 
-# %% ../nbs/16b_doctor.ipynb #53766d96
+# %% ../nbs/16b_doctor.ipynb #8a27cbe3
 def check_encoder_choice(s: Settings) -> Iterator[Finding]:
     "Which latent space would be used, and whether it fits the chain."
     from omega_lab.chain import is_local
@@ -63,7 +63,10 @@ def check_encoder_choice(s: Settings) -> Iterator[Finding]:
     except (ValueError, ImportError, OSError) as error:
         yield Finding("encoder", "missing", f"{s.encoder.name}: {error}", "set [encoder] name = bridge in settings.ini")
         return
-    local = s.network.endpoint == "local" or is_local(s.network.endpoint)
+    try:
+        local = s.network.endpoint == "local" or is_local(s.network.endpoint)
+    except ValueError:
+        local = False
     if encoder.name == "bridge" and not local:
         yield Finding("encoder", "missing", "the bridge is refused on a chain that is not local", "set [encoder] name to a full encoder")
     elif encoder.name == "bridge":
@@ -71,7 +74,7 @@ def check_encoder_choice(s: Settings) -> Iterator[Finding]:
     else:
         yield Finding("encoder", "ok", f"{encoder.name}@{encoder.revision}")
 
-# %% ../nbs/16b_doctor.ipynb #331212ff
+# %% ../nbs/16b_doctor.ipynb #a0da698b
 def check_chain(s: Settings) -> Iterator[Finding]:
     "Which chain, and whether it answers."
     from omega_lab.chain import Chain, ChainError
@@ -83,7 +86,7 @@ def check_chain(s: Settings) -> Iterator[Finding]:
     try:
         with Chain(s.network.endpoint, s.network.netuid, timeout=min(10.0, s.network.timeout)) as chain:
             yield Finding("chain", "ok", f"{s.network.endpoint}, subnet {s.network.netuid}, block {chain.block()}")
-    except ChainError as error:
+    except (ChainError, ValueError) as error:
         yield Finding("chain", "missing", str(error), "check [network] endpoint and that the node runs")
 
 # %% ../nbs/16b_doctor.ipynb #3ff8b2b4
@@ -120,12 +123,14 @@ class _Hello(BaseHTTPRequestHandler):
     def log_message(self, *_):
         "Quiet: the finding tells what happened."
 
-# %% ../nbs/16b_doctor.ipynb #e6fa2cfc
+# %% ../nbs/16b_doctor.ipynb #16547b19
 _KNOCK = "import sys, urllib.request as u; o = u.build_opener(u.ProxyHandler({})); print(o.open(sys.argv[1], timeout=5).status)"
 
 
 def check_port(ip: str, port: int) -> Finding:
     "Knock on http://ip:port/healthz from another process; a listener is opened for that time when there is none."
+    if not 0 < port < 65536:
+        return Finding("port", "missing", f"{port} is no port", "name one from 1 to 65535")
     with closing(socket.socket()) as probe:
         taken = probe.connect_ex(("127.0.0.1", port)) == 0
     listener = None

@@ -220,7 +220,7 @@ def main() -> None:
 if __name__ == "__main__" and "__file__" in globals():  # a program has a file, a notebook's cell has none
     main()
 
-# %% ../../nbs/11c_miner_server.ipynb #57f6fbdc
+# %% ../../nbs/11c_miner_server.ipynb #da6b7aaf
 class ServerFailed(RuntimeError):
     "The server did not come up; carries the end of its log."
 
@@ -234,7 +234,7 @@ def start_server(settings: Settings, state: str | Path, seconds: float = 120.0) 
     (state / "settings.json").write_text(settings.model_dump_json())
     (state / "server.json").unlink(missing_ok=True)
     with open(state / "server.log", "ab") as log:
-        process = subprocess.Popen([sys.executable, "-m", "omega_lab.miner.server", str(state)], stdin=subprocess.DEVNULL,
+        process = subprocess.Popen([sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", "omega_lab.miner.server", str(state)], stdin=subprocess.DEVNULL,
                                    stdout=log, stderr=log, start_new_session=True)
     until = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < until:

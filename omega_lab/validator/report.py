@@ -6,7 +6,7 @@
 __all__ = ['INK', 'GOOD', 'WARM', 'BAD', 'PALE', 'short', 'leaderboard', 'refusals', 'Table', 'plot_scores', 'plot_novelty',
            'refused_duplicate', 'plot_similarity', 'plot_averages', 'spot_checks']
 
-# %% ../../nbs/12c_validator_report.ipynb #a2dbd7bc
+# %% ../../nbs/12c_validator_report.ipynb #54f22409
 import html
 import json
 
@@ -16,6 +16,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from ..novelty import unit
+from ..scoring.video import LatentThresholds, SpotCheck
 from ..store import Store
 
 # %% ../../nbs/12c_validator_report.ipynb #99cb3ae2
@@ -154,25 +155,29 @@ def plot_similarity(store: Store, number: int, hotkey: str, threshold: float, na
     figure.colorbar(image, ax=axes, shrink=0.8, label="cosine")
     return figure
 
-# %% ../../nbs/12c_validator_report.ipynb #4bb5ae8d
+# %% ../../nbs/12c_validator_report.ipynb #2b2fa0aa
 def plot_averages(store: Store, names: dict[str, str] | None = None) -> Figure:
     "Each miner's moving average over the rounds."
     history = store.sql("select round, hotkey, average from responses order by round")
     figure, axes = _axes(7, 2.6, "Moving average over the rounds")
     colours = plt.get_cmap("tab10")
     for i, ((hotkey,), rows) in enumerate(history.group_by("hotkey", maintain_order=True)):
-        axes.plot(rows["round"], rows["average"], marker="o", ms=4, color=colours(i), label=(names or {}).get(hotkey, short(hotkey)))
+        look = {"marker": "osD^v"[i % 5], "ms": 9 - 2 * (i % 4), "alpha": 0.8, "color": colours(i)}
+        axes.plot(rows["round"], rows["average"], **look, label=(names or {}).get(hotkey, short(hotkey)))
     axes.axhline(0, color=INK, lw=0.8)
-    axes.set(xlabel="round", ylabel="score", xticks=sorted(set(history["round"])))
+    axes.set_yscale("symlog", linthresh=0.2)  # the differences between the good ones and the depth of the bad ones
+    axes.set(xlabel="round", ylabel="score (linear within ±0.2)", xticks=sorted(set(history["round"])))
     axes.legend(frameon=False, fontsize=8, ncols=2)
     return figure
 
-# %% ../../nbs/12c_validator_report.ipynb #c69c3b85
+# %% ../../nbs/12c_validator_report.ipynb #56e97acb
 def spot_checks(store: Store, names: dict[str, str] | None = None) -> pl.DataFrame:
-    "The spot checks made: what was recomputed and how near the sent embeddings came."
-    rows = store.sql("""select round, hotkey, position, evidence from clips
+    "The spot checks made: what was recomputed, how near the sent embeddings came, and the outcome."
+    rows = store.sql("""select round, hotkey, position, evidence, thresholds from clips join rounds using (round)
                         where json_extract(evidence, '$.check.kind') is not null order by round, hotkey, position""")
-    checks = [json.loads(e)["check"] for e in rows["evidence"]]
-    table = pl.DataFrame([{"round": r, "miner": (names or {}).get(h, short(h)), "clip": p, **{k: c[k] for k in (
-        "kind", "video_cosine", "audio_cosine", "description_cosine", "problem")}} for (r, h, p, _), c in zip(rows.iter_rows(), checks) if c])
+    checks = [SpotCheck(**json.loads(e)["check"]) for e in rows["evidence"]]
+    outcomes = [c.outcome(LatentThresholds(**json.loads(t))) for c, t in zip(checks, rows["thresholds"])]
+    table = pl.DataFrame([{"round": r, "miner": (names or {}).get(h, short(h)), "clip": p,
+        "looked_at": c.kind, "video": c.video_cosine, "audio": c.audio_cosine, "description": c.description_cosine, "outcome": outcome}
+        for (r, h, p, _, _), c, outcome in zip(rows.iter_rows(), checks, outcomes)])
     return table
