@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SettingsError', 'Section', 'NetworkSettings', 'WalletSettings', 'EncoderSettings', 'SourceSettings', 'MinerSettings',
-           'ValidatorSettings', 'ChecksSettings', 'ScoringSettings', 'TasksSettings', 'CorpusSettings', 'PathsSettings',
+           'LanguageSettings', 'ValidatorSettings', 'ServiceSettings', 'ChecksSettings', 'ScoringSettings',
+           'TasksSettings', 'CorpusSettings', 'PathsSettings', 'ScheduleSettings', 'LogSettings', 'UpdateSettings',
            'Settings', 'settings_file', 'load_settings', 'settings_ini']
 
 # %% ../nbs/00_settings.ipynb #3392bdb2
@@ -27,12 +28,14 @@ class Section(BaseModel):
     "One area's settings: frozen, and closed against keys it does not know."
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-# %% ../nbs/00_settings.ipynb #2afe62ac
+# %% ../nbs/00_settings.ipynb #6ee49ff8
 class NetworkSettings(Section):
     "Which chain, which subnet."
     endpoint: str = Field("local", description="ws:// or wss:// address of a subtensor node, or `local`: the lab's own loopback chain")
     netuid: int = Field(24, ge=0, le=65535, description="number of the subnet")
+    fallback: str = Field("", description="comma-separated endpoints to go to when the first does not answer; empty: none")
     timeout: float = Field(60.0, gt=0, description="longest wait for one answer of the chain, seconds")
+    attempts: int = Field(4, ge=1, description="how often a call is tried, the endpoints in turn, before the chain counts as down")
 
 # %% ../nbs/00_settings.ipynb #d127e576
 class WalletSettings(Section):
@@ -46,18 +49,18 @@ class EncoderSettings(Section):
     "Which latent space. Part of the score hash: other vectors, other scores."
     name: str = Field("bridge", description="`bridge` (embedded, approximate) or another registered encoder")
 
-# %% ../nbs/00_settings.ipynb #117553cf
+# %% ../nbs/00_settings.ipynb #4b28498c
 class SourceSettings(Section):
     "Where a miner's clips come from, and how a validator fetches what it checks."
     kind: Literal["folder", "urls", "youtube"] = Field("folder", description="folder | urls | youtube")
     folder: str = Field("data/catalog", description="folder of media files with an optional catalog.json")
     links: str = Field("", description="file with one link per line, for kind = urls")
     subjects: str = Field("", description="comma-separated subjects of the catalog to use; empty: all")
-    proxy: str = Field("", description="proxy for yt-dlp, e.g. socks5://127.0.0.1:9050; empty: none")
+    proxy: str = Field("", description="proxies for yt-dlp, comma-separated, the next one taken when one is blocked, e.g. socks5://127.0.0.1:9050; empty: none")
     fetch_first: float = Field(300.0, gt=0, description="at most so much of a hit is looked at, seconds from its start")
     allow_private: bool = Field(False, description="let url: clips point into private networks (only for tests at home)")
 
-# %% ../nbs/00_settings.ipynb #72d245b9
+# %% ../nbs/00_settings.ipynb #0675cf48
 class MinerSettings(Section):
     "The miner's server and its gate."
     host: str = Field("127.0.0.1", description="address the server binds to; 0.0.0.0 to be reached from outside")
@@ -67,10 +70,27 @@ class MinerSettings(Section):
     force_validator_permit: bool = Field(True, description="refuse callers without a validator permit")
     min_stake_tao: float = Field(10240.0, ge=0, description="refuse callers with less stake, TAO")
     max_body_bytes: int = Field(65536, ge=1024, description="largest request body, bytes")
+    per_minute: int = Field(60, ge=1, description="requests a minute answered to one hotkey")
+    axon_wire: bool = Field(True, description="also answer the wire of the SDK up to 10 (`POST /Videos`) on the same port")
     behaviour: str = Field("honest", description="honest, or one of the lab's cheats: stuffer | forger")
     deadline: float = Field(60.0, gt=0, description="time for one answer, seconds; what is ready by then is sent")
+    augment: Literal["none", "endpoint", "local"] = Field(
+        "none", description="rewriting of queries: none | endpoint (OpenAI-compatible, see [language]) | local (a model on this machine)")
+    caption_by: Literal["catalog", "endpoint"] = Field(
+        "catalog", description="captions: catalog (title, tags, description, transcript) | endpoint (a captioning model, see [language])")
+    caption_length: int = Field(2000, ge=20, le=8000, description="longest caption, characters")
+    prefetch: int = Field(20, ge=1, description="hits prepared ahead for each topic")
 
-# %% ../nbs/00_settings.ipynb #82c3cc0e
+# %% ../nbs/00_settings.ipynb #39edf6af
+class LanguageSettings(Section):
+    "An OpenAI-compatible endpoint for rewriting queries and captioning. The key comes from OPENAI_API_KEY alone."
+    base_url: str = Field("", description="base address of the endpoint, e.g. http://127.0.0.1:8000/v1; empty: the library's default")
+    model: str = Field("gpt-4o-mini", min_length=1, description="model that rewrites queries")
+    caption_model: str = Field("gpt-4o-mini", min_length=1, description="model that looks at frames and writes captions")
+    timeout: float = Field(20.0, gt=0, description="longest wait for one answer, seconds")
+    local_model: str = Field("", description="folder of a local causal language model for augment = local")
+
+# %% ../nbs/00_settings.ipynb #bcddaf1f
 class ValidatorSettings(Section):
     "Whom a validator asks, for what, and how long it waits (section 1 of the protocol)."
     sample_size: int = Field(10, ge=1, description="miners asked per round")
@@ -81,6 +101,25 @@ class ValidatorSettings(Section):
     max_response_bytes: int = Field(4_000_000, ge=10_000, description="largest response read from a miner, bytes")
     average_alpha: float = Field(0.3, gt=0, le=1, description="weight of the new reward in the moving average")
     weights_every: int = Field(100, ge=1, description="blocks between two settings of weights")
+    wire: Literal["auto", "lab", "axon"] = Field(
+        "auto", description="how miners are asked: auto (published version, then what the endpoint answers) | lab | axon (the SDK's up to 10)")
+    concurrent_rounds: int = Field(1, ge=1, le=16, description="rounds that may wait for miners at the same time")
+    encode_slots: int = Field(1, ge=1, description="embeddings computed at the same time")
+    download_slots: int = Field(4, ge=1, description="media fetched at the same time")
+    topics: str = Field("", description="http(s) address or file of the topic list, one per line or JSON; empty: the lab's own list")
+    topics_reload: float = Field(3600.0, gt=0, description="age at which the topic list is read again, seconds")
+    service: str = Field("", description="address of the shared service for novelty and uploads; empty: this validator's own index")
+    service_hotkey: str = Field("", description="hotkey (ss58) that the shared service signs for")
+
+# %% ../nbs/00_settings.ipynb #6437f568
+class ServiceSettings(Section):
+    "The shared service of many validators: novelty, uploads, topics, leaderboard."
+    host: str = Field("127.0.0.1", description="address the service binds to")
+    port: int = Field(0, ge=0, le=65535, description="port of the service; 0: a free one")
+    state: str = Field("data/state/service", description="folder of its files; one process owns it")
+    min_stake_tao: float = Field(0.0, ge=0, description="refuse validators with less stake, TAO")
+    per_minute: int = Field(600, ge=1, description="requests a minute answered to one hotkey")
+    max_body_bytes: int = Field(8_000_000, ge=10_000, description="largest request body, bytes")
 
 # %% ../nbs/00_settings.ipynb #8ecbdb50
 class ChecksSettings(Section):
@@ -91,9 +130,11 @@ class ChecksSettings(Section):
     fetch_timeout: float = Field(10.0, gt=0, description="time limit of one fetch, seconds")
     max_fetch_bytes: int = Field(200_000_000, ge=1, description="largest media file fetched, bytes")
 
-# %% ../nbs/00_settings.ipynb #bd0c8031
+# %% ../nbs/00_settings.ipynb #4fc32b08
 class ScoringSettings(Section):
     "The video score's numbers (sections 1 and 2 of the protocol). Part of the score hash."
+    profile: Literal["lab", "sn24"] = Field(
+        "lab", description="lab: with the corrections | sn24: what the network's validators compute today, faults included, crashes not")
     min_length: float = Field(5.0, ge=0, description="shortest clip, seconds")
     max_length: float = Field(120.0, gt=0, description="longest clip, seconds")
     video_share: float = Field(0.65, ge=0, le=1, description="share of cos(video, description) in the description relevance; the rest is audio's")
@@ -131,7 +172,29 @@ class PathsSettings(Section):
     data: str = Field("data", description="downloads, media and caches")
     state: str = Field("data/state", description="what a neuron must find again after a restart")
 
-# %% ../nbs/00_settings.ipynb #fc97dfeb
+# %% ../nbs/00_settings.ipynb #338fef06
+class ScheduleSettings(Section):
+    "Rounds that follow one another for weeks."
+    keep_runs: int = Field(200, ge=1, description="executed notebooks kept per neuron; older ones are thinned")
+    backoff_first: float = Field(5.0, ge=0, description="wait after a failed round, seconds; doubles with each further failure")
+    backoff_most: float = Field(600.0, gt=0, description="longest wait after a failed round, seconds")
+
+# %% ../nbs/00_settings.ipynb #b1f41a20
+class LogSettings(Section):
+    "What a running neuron says, and to whom."
+    format: Literal["text", "json"] = Field("text", description="text for people, json for one object per line")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is written")
+    experiment: Literal["off", "trackio", "wandb"] = Field("trackio", description="experiment log: off | trackio (on this machine) | wandb")
+    project: str = Field("omega-lab", min_length=1, description="project name in the experiment log")
+
+# %% ../nbs/00_settings.ipynb #5ae2d00b
+class UpdateSettings(Section):
+    "Updates by themselves: signed tags only."
+    auto: bool = Field(False, description="update between rounds when a newer signed tag is there")
+    remote: str = Field("origin", min_length=1, description="git remote the tags come from")
+    signers: str = Field("", description="file of allowed signers (as ssh-keygen's ALLOWED SIGNERS); an update needs one")
+
+# %% ../nbs/00_settings.ipynb #5e6eab5d
 class Settings(Section):
     "All settings of the lab, section by section."
     network: NetworkSettings = NetworkSettings()
@@ -139,11 +202,16 @@ class Settings(Section):
     encoder: EncoderSettings = EncoderSettings()
     source: SourceSettings = SourceSettings()
     miner: MinerSettings = MinerSettings()
+    language: LanguageSettings = LanguageSettings()
     validator: ValidatorSettings = ValidatorSettings()
+    service: ServiceSettings = ServiceSettings()
     checks: ChecksSettings = ChecksSettings()
     scoring: ScoringSettings = ScoringSettings()
     tasks: TasksSettings = TasksSettings()
     corpus: CorpusSettings = CorpusSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    log: LogSettings = LogSettings()
+    update: UpdateSettings = UpdateSettings()
     paths: PathsSettings = PathsSettings()
 
     def score_hash(self) -> str:
