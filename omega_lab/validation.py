@@ -98,13 +98,14 @@ def check_description(clip: Clip, encoder: Encoder) -> SpotCheck:
     fresh = encoder.encode_text([clip.description])[0]
     return SpotCheck(kind="description", description_cosine=_cosine(clip.vectors()[2], fresh))
 
-# %% ../nbs/07_validation.ipynb #1908ce36
+# %% ../nbs/07_validation.ipynb #acca525d
 def check_media(clip: Clip, encoder: Encoder, fetch: Fetch) -> SpotCheck:
     "Fetch the clip and recompute all three embeddings. A missing sound track matches only a missing audio embedding."
     try:
         path = fetch(clip.video_id, clip.start_time, clip.end_time)
-    except SourceError as error:
-        return SpotCheck(kind="media", problem="fake" if error.kind == "gone" else "unverified", reason=str(error))
+    except SourceError as error:  # the caption is looked at nevertheless: validators that stop there can be compared with
+        caption = check_description(clip, encoder).description_cosine
+        return SpotCheck(kind="media", problem="fake" if error.kind == "gone" else "unverified", reason=str(error), description_cosine=caption)
     try:
         if clip.end_time > probe(path).duration + 1:  # whole seconds on the wire: one of grace
             return SpotCheck(kind="media", problem="fake", reason=f"range ends at {clip.end_time} s, the media at {probe(path).duration:.1f} s")
