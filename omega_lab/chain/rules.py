@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXISTENTIAL_DEPOSIT_RAO', 'MIN_STAKE_RAO', 'Event', 'COLUMNS', 'Genesis', 'account_of', 'write_genesis',
-           'DispatchError', 'refuse', 'free_rao', 'set_free', 'withdraw', 'transfer', 'hotkeys', 'stakes', 'owner_of',
+           'DispatchError', 'refuse', 'free_rao', 'set_free', 'withdraw', 'transfer', 'transfer_all', 'proxies_of',
+           'set_proxies', 'add_proxy', 'remove_proxy', 'proxy_kind', 'find_proxy', 'hotkeys', 'stakes', 'owner_of',
            'need_subnet', 'need_uid', 'evict', 'burned_register', 'seat', 'add_stake', 'change_stake', 'remove_stake',
            'serve_axon']
 
@@ -68,10 +69,10 @@ class DispatchError(Exception):
         super().__init__(str(scale))
         self.scale = scale
 
-# %% ../../nbs/10f_chain_rules.ipynb #92346c72
-def refuse(storage: Storage, name: str) -> DispatchError:
-    "The error `name` of the subtensor pallet, by its index in the metadata."
-    pallet = next(p for p in storage.runtime.metadata_ir()["pallets"] if p["name"] == "SubtensorModule")
+# %% ../../nbs/10f_chain_rules.ipynb #53e86052
+def refuse(storage: Storage, name: str, pallet_name: str = "SubtensorModule") -> DispatchError:
+    "The error `name` of a pallet, by both their indices in the metadata."
+    pallet = next(p for p in storage.runtime.metadata_ir()["pallets"] if p["name"] == pallet_name)
     index = next(error["index"] for error in pallet["errors"] if error["name"] == name)
     return DispatchError({"Module": {"index": pallet["index"], "error": to_hex(bytes([index, 0, 0, 0]))}})
 
@@ -110,6 +111,70 @@ def transfer(storage: Storage, who: str, dest: str, value: int) -> list[Event]:
         raise DispatchError({"Token": "BelowMinimum"})
     set_free(storage, dest, total)
     return [("Balances", "Transfer", {"from": who, "to": dest, "amount": value})]
+
+# %% ../../nbs/10f_chain_rules.ipynb #a59ed4c8
+def transfer_all(storage: Storage, who: str, dest: str, keep_alive: bool) -> list[Event]:
+    "Balances.transfer_all: what `who` has, less the existential deposit when the account is to live on."
+    value = free_rao(storage, who) - (EXISTENTIAL_DEPOSIT_RAO if keep_alive else 0)
+    if value <= 0:
+        raise DispatchError({"Token": "FundsUnavailable"})
+    set_free(storage, who, EXISTENTIAL_DEPOSIT_RAO if keep_alive else 0)
+    set_free(storage, dest, free_rao(storage, dest) + value)
+    return [("Balances", "Transfer", {"from": who, "to": dest, "amount": value})]
+
+# %% ../../nbs/10f_chain_rules.ipynb #f9e1aee3
+def proxies_of(storage: Storage, real: str) -> list[dict[str, Any]]:
+    "Who may act for `real`: delegate, proxy_type and delay (blocks of notice)."
+    return storage.get("Proxy", "Proxies", real)[0]
+
+# %% ../../nbs/10f_chain_rules.ipynb #168b6d4e
+def set_proxies(storage: Storage, real: str, proxies: list[dict[str, Any]]) -> None:
+    "Write the list of proxies and reserve (or give back) the deposit it costs."
+    base, each = (storage.runtime.constant("Proxy", f"ProxyDeposit{part}") for part in ("Base", "Factor"))
+    deposit, before = base + each * len(proxies) if proxies else 0, storage.get("Proxy", "Proxies", real)[1]
+    withdraw(storage, real, deposit - before, refuse(storage, "InsufficientBalance", "Balances"))
+    account = storage.get("System", "Account", real)
+    account["data"]["reserved"] += deposit - before
+    storage.put("System", "Account", real, value=account)
+    storage.put("Proxy", "Proxies", real, value=(proxies, deposit))
+
+# %% ../../nbs/10f_chain_rules.ipynb #fc0c2b86
+def add_proxy(storage: Storage, who: str, delegate: str, proxy_type: str, delay: int) -> list[Event]:
+    "Let `delegate` make calls of kind `proxy_type` as `who`."
+    proxies = proxies_of(storage, who)
+    new = {"delegate": delegate, "proxy_type": proxy_type, "delay": delay}
+    if delegate == who:
+        raise refuse(storage, "NoSelfProxy", "Proxy")
+    if new in proxies:
+        raise refuse(storage, "Duplicate", "Proxy")
+    if len(proxies) >= storage.runtime.constant("Proxy", "MaxProxies"):
+        raise refuse(storage, "TooMany", "Proxy")
+    set_proxies(storage, who, [*proxies, new])
+    return [("Proxy", "ProxyAdded", {"delegator": who, "delegatee": delegate} | proxy_kind(new))]
+
+# %% ../../nbs/10f_chain_rules.ipynb #bc12fc24
+def remove_proxy(storage: Storage, who: str, delegate: str, proxy_type: str, delay: int) -> list[Event]:
+    "Take back what `add_proxy` with the same arguments gave."
+    gone = {"delegate": delegate, "proxy_type": proxy_type, "delay": delay}
+    if gone not in (proxies := proxies_of(storage, who)):
+        raise refuse(storage, "NotFound", "Proxy")
+    set_proxies(storage, who, [proxy for proxy in proxies if proxy != gone])
+    return [("Proxy", "ProxyRemoved", {"delegator": who, "delegatee": delegate} | proxy_kind(gone))]
+
+# %% ../../nbs/10f_chain_rules.ipynb #ddaf7d9b
+def proxy_kind(proxy: dict[str, Any]) -> dict[str, Any]:
+    "Of a proxy, the members that events repeat."
+    return {name: proxy[name] for name in ("proxy_type", "delay")}
+
+# %% ../../nbs/10f_chain_rules.ipynb #8b49a8bf
+def find_proxy(storage: Storage, real: str, delegate: str, kind: str | None) -> str:
+    "The kind of proxy `delegate` is for `real` (of `kind`, when given), or NotProxy; Unannounced when it needs notice."
+    for proxy in proxies_of(storage, real):
+        if proxy["delegate"] == delegate and kind in (None, proxy["proxy_type"]):
+            if proxy["delay"]:
+                raise refuse(storage, "Unannounced", "Proxy")
+            return proxy["proxy_type"]
+    raise refuse(storage, "NotProxy", "Proxy")
 
 # %% ../../nbs/10f_chain_rules.ipynb #948b4759
 COLUMNS = {"Active": False, "ValidatorPermit": False, "LastUpdate": 0, "Incentive": 0, "Consensus": 0, "Dividends": 0,
