@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Neighbours', 'unit', 'NoveltyIndex']
 
-# %% ../nbs/05_novelty.ipynb #361c1ad9
+# %% ../nbs/05_novelty.ipynb #4ad5ff9e
 import os
+import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,14 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(length > 0, length, 1)
 
-# %% ../nbs/05_novelty.ipynb #269b5c36
+# %% ../nbs/05_novelty.ipynb #6199dac3
 class NoveltyIndex:
     "Vectors of dimension `dim` under `path` (a folder; None: in memory only). The version is the number of rows ever added."
 
     def __init__(self, path: str | Path | None, dim: int):
         self.dim, self._index = dim, faiss.IndexFlatIP(dim)
         self._ids: list[str] = []
+        self._lock = threading.Lock()  # FAISS may not grow while it searches
         self._folder = Path(path) if path else None
         if self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -67,12 +69,13 @@ class NoveltyIndex:
             raise ValueError(f"{len(ids)} ids and vectors of shape {vectors.shape}, want finite [n, {self.dim}]")
         if any("\n" in i for i in ids):
             raise ValueError("an id must not contain a line break")
-        if self._folder:
-            self._append("vectors.f32", vectors.tobytes())
-            self._append("ids.txt", "".join(f"{i}\n" for i in ids).encode())
-        self._ids += ids
-        self._index.add(vectors)
-        return self.version
+        with self._lock:
+            if self._folder:
+                self._append("vectors.f32", vectors.tobytes())
+                self._append("ids.txt", "".join(f"{i}\n" for i in ids).encode())
+            self._ids += ids
+            self._index.add(vectors)
+            return self.version
 
     def _append(self, name: str, data: bytes) -> None:
         with open(self._folder / name, "ab") as file:
@@ -80,16 +83,21 @@ class NoveltyIndex:
             file.flush()
             os.fsync(file.fileno())
 
-    def query(self, vectors: np.ndarray, exclude: Collection[str] = ()) -> Neighbours:
-        "Novelty of float32[n, dim] against all rows but those of `exclude`. An empty index answers 1.0."
+    def query(self, vectors: np.ndarray, exclude: Collection[str] = (), version: int | None = None) -> Neighbours:
+        "Novelty of float32[n, dim] against the first `version` rows (None: all) but those of `exclude`. An empty index answers 1.0."
         vectors = unit(np.atleast_2d(vectors))
-        hidden = sum(i in exclude for i in self._ids) if exclude else 0
-        if len(self) == hidden:
-            return Neighbours(np.ones(len(vectors), np.float32), (None,) * len(vectors), self.version)
-        cosine, row = self._index.search(vectors, hidden + 1)
+        with self._lock:
+            return self._nearest(vectors, exclude, min(len(self), len(self) if version is None else version))
+
+    def _nearest(self, vectors: np.ndarray, exclude: Collection[str], version: int) -> Neighbours:
+        hidden = sum(i in exclude for i in self._ids[:version]) if exclude else 0
+        if version == hidden:
+            return Neighbours(np.ones(len(vectors), np.float32), (None,) * len(vectors), version)
+        early = faiss.SearchParameters(sel=faiss.IDSelectorRange(0, version)) if version < len(self) else None
+        cosine, row = self._index.search(vectors, hidden + 1, params=early)
         novelty, nearest = np.ones(len(vectors), np.float32), []
         for i in range(len(vectors)):
             best = next(k for k in range(hidden + 1) if self._ids[row[i, k]] not in exclude)
             novelty[i] = 1 - cosine[i, best]
             nearest.append(self._ids[row[i, best]])
-        return Neighbours(np.clip(novelty, 0, 2), tuple(nearest), self.version)
+        return Neighbours(np.clip(novelty, 0, 2), tuple(nearest), version)

@@ -6,12 +6,12 @@
 __all__ = ['MIGRATIONS', 'StoreError', 'ResponseRecord', 'RoundRecord', 'write_parquet', 'vectors_frame', 'Store', 'sync_index',
            'entry_id', 'rescore_response']
 
-# %% ../nbs/08_store.ipynb #1d2e8f08
+# %% ../nbs/08_store.ipynb #4d2dc642
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from .settings import ScoringSettings, Settings
 class StoreError(RuntimeError):
     "The store cannot do what was asked; the message says what to do."
 
-# %% ../nbs/08_store.ipynb #57405ca6
+# %% ../nbs/08_store.ipynb #05445275
 @dataclass(frozen=True)
 class ResponseRecord:
     "One miner's part in a round. `vectors` float32[n, 3, dim] belongs to the n `clips` and their `evidence`."
@@ -45,8 +45,11 @@ class ResponseRecord:
     vectors: np.ndarray
     verdict: Verdict
     entered: tuple[bool, ...]  # which clips enter index and dataset
+    wire: str = "lab"  # lab | axon
+    receipt: str = ""  # the miner's signature under its answer, as JSON
+    rewards: Mapping[str, float | None] = field(default_factory=dict)  # profile -> reward under it
 
-# %% ../nbs/08_store.ipynb #66d66440
+# %% ../nbs/08_store.ipynb #d5ca9811
 @dataclass(frozen=True)
 class RoundRecord:
     "A finished round, ready to be committed; `responses` in order of receipt."
@@ -62,8 +65,9 @@ class RoundRecord:
     settings: Settings
     index_version: int  # of the novelty index as the round found it
     responses: tuple[ResponseRecord, ...]
+    novelty_from: str = "own"  # own, or the address of the service that was asked
 
-# %% ../nbs/08_store.ipynb #d7df264e
+# %% ../nbs/08_store.ipynb #0b6c6318
 MIGRATIONS = [[
     """create table rounds(round bigint primary key, query varchar not null, seed ubigint not null,
        started_at timestamp not null, ended_at timestamp not null, block bigint not null, num_videos integer not null,
@@ -82,6 +86,14 @@ MIGRATIONS = [[
        weight double not null, sent integer not null, on_chain integer, extrinsic varchar not null, primary key (round, uid))""",
     """create table shards(shard varchar primary key, path varchar not null, first_row bigint not null,
        rows bigint not null, written boolean not null)""",
+], [
+    "alter table rounds add column novelty_from varchar default 'own'",
+    "alter table responses add column wire varchar default 'lab'",
+    "alter table responses add column receipt varchar default ''",
+    "alter table responses add column rewards json",
+    "create table profile_averages(profile varchar, hotkey varchar, uid integer not null, score double not null, primary key (profile, hotkey))",
+    "create table uploads(round bigint primary key, acknowledged timestamp not null, index_version bigint not null)",
+    "alter table weights add column sealed boolean default false",
 ]]
 
 # %% ../nbs/08_store.ipynb #80872224
@@ -137,7 +149,7 @@ def vectors_frame(record: RoundRecord) -> pl.DataFrame:
                         schema={"hotkey": pl.String, "position": pl.Int32}).with_columns(
         pl.Series(name, values, dtype=array) for name, values in columns.items())
 
-# %% ../nbs/08_store.ipynb #e82fadfe
+# %% ../nbs/08_store.ipynb #a6374430
 class Store:
     "A validator's memory under `folder`: `scores.duckdb` and `vectors/`. Use it as a context manager, or close it."
 
@@ -170,6 +182,10 @@ class Store:
         "hotkey -> moving average of a task."
         return dict(self._con.execute("select hotkey, score from averages where task = ?", [task]).fetchall())
 
+    def profile_averages(self, profile: str) -> dict[str, float]:
+        "hotkey -> moving average of the video task as it would be under a profile."
+        return dict(self._con.execute("select hotkey, score from profile_averages where profile = ?", [profile]).fetchall())
+
     def vectors_path(self, number: int) -> Path:
         "Where a round's embeddings stand."
         return self.folder / "vectors" / f"round-{number:08d}.parquet"
@@ -192,20 +208,27 @@ class Store:
         return self.averages()
 
     def _insert_round(self, r: RoundRecord) -> None:
-        self._con.execute("insert into rounds values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [
+        self._con.execute("insert into rounds values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [
             r.number, r.query, r.seed, r.started_at, r.ended_at, r.block, r.settings.validator.num_videos, r.encoder,
-            r.thresholds.model_dump_json(), r.settings.score_hash(), r.settings.model_dump_json(), r.index_version])
+            r.thresholds.model_dump_json(), r.settings.score_hash(), r.settings.model_dump_json(), r.index_version, r.novelty_from])
         averages, row = self.averages(), self.corpus_rows()
         for response in r.responses:
             average = update_average(averages.get(response.hotkey, 0.0), response.verdict.reward, r.settings.validator.average_alpha)
             self._insert_response(r.number, response, average)
+            self._move_profiles(response, r.settings.validator.average_alpha)
             row = self._insert_clips(r.number, response, row)
 
     def _insert_response(self, number: int, r: ResponseRecord, average: float) -> None:
-        self._con.execute("insert into responses values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [
+        self._con.execute("insert into responses values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [
             number, r.hotkey, r.uid, r.status, r.detail, r.seconds, r.received_at, r.body_sha256, r.seed,
-            r.verdict.outcome, r.verdict.reason, r.verdict.reward, average])
+            r.verdict.outcome, r.verdict.reason, r.verdict.reward, average, r.wire, r.receipt, json.dumps(dict(r.rewards))])
         self._con.execute("insert or replace into averages values ('video', ?, ?, ?)", [r.hotkey, r.uid, average])
+
+    def _move_profiles(self, r: ResponseRecord, alpha: float) -> None:
+        "What this miner's average would be under each profile, whichever one counts."
+        for profile, reward in r.rewards.items():
+            average = update_average(self.profile_averages(profile).get(r.hotkey, 0.0), reward, alpha)
+            self._con.execute("insert or replace into profile_averages values (?, ?, ?, ?)", [profile, r.hotkey, r.uid, average])
 
     def _insert_clips(self, number: int, r: ResponseRecord, row: int) -> int:
         for i, (clip, evidence, verdict, enters) in enumerate(zip(r.clips, r.evidence, r.verdict.clips, r.entered, strict=True)):
@@ -220,13 +243,15 @@ class Store:
         "Drop the averages of hotkeys that left the subnet: whoever takes their place starts at zero, for every task."
         for hotkey in hotkeys:
             self._con.execute("delete from averages where hotkey = ?", [hotkey])
+            self._con.execute("delete from profile_averages where hotkey = ?", [hotkey])
 
-    def record_weights(self, number: int, block: int, rows: Sequence[tuple[int, str, float, int, int | None]], extrinsic: str) -> None:
-        "Keep what was set after a round: (uid, hotkey, weight, u16 sent, u16 seen on chain) each."
+    def record_weights(self, number: int, block: int, rows: Sequence[tuple[int, str, float, int, int | None]], extrinsic: str,
+                       sealed: bool = False) -> None:
+        "Keep what was set after a round: (uid, hotkey, weight, u16 sent, u16 seen on chain) each; `sealed`: the chain shows it later."
         def insert():
             for uid, hotkey, weight, sent, seen in rows:
-                self._con.execute("insert or replace into weights values (?, ?, ?, ?, ?, ?, ?, ?)",
-                                  [number, block, uid, hotkey, weight, sent, seen, extrinsic])
+                self._con.execute("insert or replace into weights values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                                  [number, block, uid, hotkey, weight, sent, seen, extrinsic, sealed])
         self._transaction(insert)
 
     def vectors(self, number: int) -> pl.DataFrame:
@@ -241,6 +266,15 @@ class Store:
             return clips
         vectors = pl.concat(self.vectors(n).with_columns(round=pl.lit(n, pl.Int64)) for n in clips["round"].unique().to_list())
         return clips.join(vectors, on=["round", "hotkey", "position"], how="left", maintain_order="left")
+
+    def not_uploaded(self) -> list[int]:
+        "Rounds whose novelty came from a service that has not been told their outcome, oldest first."
+        return [n for n, in self._con.execute("""select round from rounds where novelty_from <> 'own'
+            and round not in (select round from uploads) order by round""").fetchall()]
+
+    def uploaded(self, number: int, at: datetime, index_version: int) -> None:
+        "The service has acknowledged a round."
+        self._con.execute("insert or ignore into uploads values (?, ?, ?)", [number, at, index_version])
 
     def plan_shard(self, shard: str, path: str, first: int, rows: int) -> None:
         "Note that these rows are to become a shard, before any byte of it is written."
@@ -265,7 +299,7 @@ def entry_id(number: int, hotkey: str, position: int, video_id: str) -> str:
     "A row's name in the index: which clip, and where it came in."
     return f"{number}/{hotkey}/{position}/{video_id}"
 
-# %% ../nbs/08_store.ipynb #e2946d4f
+# %% ../nbs/08_store.ipynb #0c5f5723
 def rescore_response(
     store: Store,
     number: int,  # the round
@@ -281,6 +315,8 @@ def rescore_response(
     row = found.row(0, named=True)
     settings = settings or ScoringSettings(**json.loads(row["settings"])["scoring"])
     thresholds = thresholds or LatentThresholds(**json.loads(row["thresholds"]))
+    if row["status"] == "unjudged":
+        return Verdict(None, "unverified", f"could not be judged: {row['detail']}", ())
     if row["status"] != "answered":
         return Verdict(settings.minimum, "no answer", f"{row['status']}: {row['detail']}", ())
     evidence = store.sql("select evidence from clips where round = ? and hotkey = ? order by position", number, hotkey)["evidence"]

@@ -51,7 +51,7 @@ class SpotCheck(Record):
         cosines = (self.description_cosine, self.video_cosine, self.audio_cosine)
         return "passed" if all(c > thresholds.same_embedding for c in cosines if c is not None) else "failed"
 
-# %% ../../nbs/06a_scoring_video.ipynb #0c9766a8
+# %% ../../nbs/06a_scoring_video.ipynb #eaaf5470
 class ClipEvidence(Record):
     "What is known of one clip of a response, besides its vectors."
     video_id: str
@@ -68,6 +68,7 @@ class ClipEvidence(Record):
     chunk_support: tuple[float, ...] = ()  # cosine of each chunk with video and audio, their mean
     index_novelty: float  # 1 − max cosine against the index as it stood
     nearest_id: str | None = None  # whom it met there
+    index_version: int | None = None  # rows of the index that was asked
     check: SpotCheck | None = None
 
 # %% ../../nbs/06a_scoring_video.ipynb #b98f11f7
