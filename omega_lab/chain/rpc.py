@@ -18,9 +18,9 @@ RUNTIME_VERSION = {"specName": "node-subtensor", "implName": "node-subtensor", "
                    "specVersion": SPEC_VERSION, "implVersion": 1, "apis": [], "transactionVersion": TRANSACTION_VERSION,
                    "stateVersion": 1}
 
-# %% ../../nbs/10j_chain_rpc.ipynb #649ecdf8
+# %% ../../nbs/10j_chain_rpc.ipynb #bcdeb8cf
 def get_block(ledger: Ledger, block_hash: str | None = None) -> dict[str, Any] | None:
-    "chain_getBlock: header and extrinsics; None for an unknown hash."
+    "chain_getBlock: header and extrinsics, also of an abandoned block; None for an unknown hash."
     if (block := ledger.block(block_hash)) is None:
         return None
     return {"block": {"header": block.header, "extrinsics": list(block.extrinsics)}, "justifications": None}
@@ -31,9 +31,9 @@ def get_header(ledger: Ledger, block_hash: str | None = None) -> dict[str, Any] 
     block = ledger.block(block_hash)
     return block and block.header
 
-# %% ../../nbs/10j_chain_rpc.ipynb #ad9c45f8
+# %% ../../nbs/10j_chain_rpc.ipynb #92a47e75
 def get_block_hash(ledger: Ledger, number: int | None = None) -> str | None:
-    "chain_getBlockHash: the hash at a height, None above the head."
+    "chain_getBlockHash: the hash of the canonical block at a height, None above the head."
     if number is None:
         return ledger.head.hash
     return ledger.blocks[number].hash if 0 <= number < len(ledger.blocks) else None
@@ -57,12 +57,12 @@ def keys_paged(ledger: Ledger, prefix: str, count: int, after: str | None = None
     keys = ledger.at(block_hash).values
     return sorted(key for key in keys if key.startswith(prefix) and key > (after or ""))[:count]
 
-# %% ../../nbs/10j_chain_rpc.ipynb #9e072e70
+# %% ../../nbs/10j_chain_rpc.ipynb #513f2a91
 METHODS = {
     "chain_getBlock": get_block,
     "chain_getBlockHash": get_block_hash,
     "chain_getHead": get_block_hash,
-    "chain_getFinalizedHead": lambda ledger: ledger.head.hash,
+    "chain_getFinalizedHead": lambda ledger: ledger.final.hash,
     "chain_getHeader": get_header,
     "state_getStorage": get_storage,
     "state_getStorageAt": get_storage,

@@ -17,7 +17,7 @@ from bittensor.sp_core import Keypair
 
 from .state import RAO_PER_TAO, U16_MAX, Storage, to_hex
 
-# %% ../../nbs/10f_chain_rules.ipynb #591fa884
+# %% ../../nbs/10f_chain_rules.ipynb #80743bf1
 @dataclass(frozen=True)
 class Genesis:
     "The subnet and the accounts a local chain starts with. Limits count blocks, money is rao, weights are u16."
@@ -34,19 +34,19 @@ class Genesis:
     serving_rate_limit: int = 1
     burn_rao: int = RAO_PER_TAO // 10
     stake_threshold_rao: int = 0  # stake that setting weights needs, on top of a permit
-    endowed: dict[str, int] = field(default_factory=lambda: {"//Alice": 1_000_000 * RAO_PER_TAO})  # key URI -> rao
+    endowed: dict[str, int] = field(default_factory=lambda: {"//Alice": 1_000_000 * RAO_PER_TAO})  # key URI or address -> rao
 
 # %% ../../nbs/10f_chain_rules.ipynb #9b24a9e7
 def account_of(uri: str) -> str:
     "The address of a development key such as //Alice. Everyone knows these keys: they hold nothing elsewhere."
     return Keypair.create_from_uri(uri).ss58_address
 
-# %% ../../nbs/10f_chain_rules.ipynb #5473231a
+# %% ../../nbs/10f_chain_rules.ipynb #9212a5c3
 def write_genesis(storage: Storage, genesis: Genesis) -> None:
     "Block 0: the accounts with money and one empty, active subnet owned by //Owner."
     owner = account_of("//Owner")
     for uri, rao in genesis.endowed.items():
-        set_free(storage, account_of(uri), rao)
+        set_free(storage, account_of(uri) if uri.startswith("//") else uri, rao)
     storage.put("SubtensorModule", "TotalNetworks", value=1)
     storage.put("SubtensorModule", "StakeThreshold", value=genesis.stake_threshold_rao)
     items = {
