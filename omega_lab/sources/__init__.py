@@ -3,9 +3,11 @@
 from omega_lab.sources.base import (
     ClipId,
     Hit,
+    OwnLimit,
     Rank,
     Source,
     SourceError,
+    Transcribed,
     best_hits,
     check_range,
     clip_id_of_link,
@@ -16,6 +18,7 @@ from omega_lab.sources.base import (
 )
 from omega_lab.sources.fetch import fetch_clip
 from omega_lab.sources.folder import CatalogEntry, CatalogError, FolderSource, read_catalog
+from omega_lab.sources.proxies import ProxyPool, proxy_pool
 from omega_lab.sources.web import UrlSource, YoutubeSource, link_of, read_links
 from omega_lab.sources.ytdlp import Limits
 
@@ -26,9 +29,12 @@ __all__ = [
     "FolderSource",
     "Hit",
     "Limits",
+    "OwnLimit",
+    "ProxyPool",
     "Rank",
     "Source",
     "SourceError",
+    "Transcribed",
     "UrlSource",
     "YoutubeSource",
     "best_hits",
@@ -38,6 +44,7 @@ __all__ = [
     "is_link",
     "link_of",
     "parse_clip_id",
+    "proxy_pool",
     "read_catalog",
     "read_links",
     "word_overlap",

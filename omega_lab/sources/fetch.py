@@ -49,7 +49,7 @@ def _check_file(clip_id: str, path: Path, end: float) -> None:
     if end > duration + END_SLACK:
         raise SourceError("gone", f"{clip_id}: the range ends at {end:g} s, the medium after {duration:.1f} s")
 
-# %% ../../nbs/03f_sources_fetch.ipynb #57b57c0b
+# %% ../../nbs/03f_sources_fetch.ipynb #26adc1b4
 def fetch_clip(
     id: str,  # the clip's id, as the miner sent it
     start: float,  # seconds from the start of the medium
@@ -59,7 +59,7 @@ def fetch_clip(
     base_url: str | None = None,  # the miner's address, "http://ip:port"; needed for sha256 ids
     timeout: float = 10.0,  # seconds for the whole fetch
     max_bytes: int = 200_000_000,  # bytes received at most
-    proxy: str | None = None,  # our way out to the web, for instance socks5://127.0.0.1:9050
+    proxy: str | None = None,  # our way out to the web, for instance socks5://127.0.0.1:9050; several, with commas, in turn
     allow_private: bool = False,  # let url: ids lead into private networks (only for tests at home)
     headers: dict[str, str] | None = None,  # sent to the miner along with the request
 ) -> Path:

@@ -6,7 +6,7 @@
 __all__ = ['MEDIA_SUFFIXES', 'CatalogError', 'CatalogEntry', 'read_catalog', 'title_of_file', 'entries_of_folder', 'HashMemory',
            'FolderSource']
 
-# %% ../../nbs/03b_sources_folder.ipynb #880cc362
+# %% ../../nbs/03b_sources_folder.ipynb #618b17b7
 import json
 import os
 import re
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..media import MediaError, file_sha256, probe
 from .base import Hit, Rank, SourceError, best_hits, check_range, parse_clip_id
+from .transcript import read_cues, said_between, sidecar
 
 # %% ../../nbs/03b_sources_folder.ipynb #6625b7cb
 class CatalogError(ValueError):
@@ -122,7 +123,7 @@ class HashMemory:
         part.write_text(json.dumps(merged, indent=0))
         part.replace(self.path)
 
-# %% ../../nbs/03b_sources_folder.ipynb #a8a3cc94
+# %% ../../nbs/03b_sources_folder.ipynb #22305d53
 class FolderSource:
     """A folder of media files as a source of clips.
 
@@ -194,3 +195,8 @@ class FolderSource:
         if clip.source != "sha256":
             raise SourceError("gone", f"{id}: not a clip of a folder")
         return self.path_of(clip.key)
+
+    def transcript(self, id: str, start: float, end: float) -> str:
+        "What the .vtt or .srt file beside the clip says in the range; empty without one. SourceError, ValueError."
+        beside = sidecar(self.fetch(id, start, end))
+        return said_between(read_cues(beside), start, end) if beside else ""

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['is_public', 'plainly_private', 'resolve', 'Gate', 'status_error', 'download']
 
-# %% ../../nbs/03c_sources_net.ipynb #ff16b18f
+# %% ../../nbs/03c_sources_net.ipynb #7bec52e1
 import base64
 import ipaddress
 import selectors
@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 from yt_dlp.socks import ProxyType, sockssocket
 
-from .base import SourceError
+from .base import OwnLimit, SourceError
 
 # %% ../../nbs/03c_sources_net.ipynb #501f632d
 def is_public(address: str) -> bool:
@@ -53,7 +53,7 @@ def resolve(host: str, port: int, allow_private: bool = False) -> list[str]:
         raise SourceError("gone", f"{host} leads to {closed[0]}, which is not on the public internet")
     return list(dict.fromkeys(found))
 
-# %% ../../nbs/03c_sources_net.ipynb #ce6077a8
+# %% ../../nbs/03c_sources_net.ipynb #ffaba89a
 class Gate:
     """A proxy on the loopback interface for one fetch, as a context manager; `url` is its address.
 
@@ -93,7 +93,7 @@ class Gate:
         "Note received bytes; False when they are more than allowed."
         self.received += size
         if self.received > self.max_bytes:
-            self.judge(SourceError("blocked", f"more than our limit of {self.max_bytes} bytes"))
+            self.judge(OwnLimit("blocked", f"more than our limit of {self.max_bytes} bytes"))
         return self.received <= self.max_bytes
 
 # %% ../../nbs/03c_sources_net.ipynb #6ab36e89
