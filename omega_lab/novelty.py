@@ -30,7 +30,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(length > 0, length, 1)
 
-# %% ../nbs/05_novelty.ipynb #6199dac3
+# %% ../nbs/05_novelty.ipynb #76f9fc6f
 class NoveltyIndex:
     "Vectors of dimension `dim` under `path` (a folder; None: in memory only). The version is the number of rows ever added."
 
@@ -93,7 +93,7 @@ class NoveltyIndex:
         hidden = sum(i in exclude for i in self._ids[:version]) if exclude else 0
         if version == hidden:
             return Neighbours(np.ones(len(vectors), np.float32), (None,) * len(vectors), version)
-        early = faiss.SearchParameters(sel=faiss.IDSelectorRange(0, version)) if version < len(self) else None
+        early = faiss.SearchParameters(sel=faiss.IDSelectorRange(0, version)) if version < len(self) else None  # type: ignore[call-arg]
         cosine, row = self._index.search(vectors, hidden + 1, params=early)
         novelty, nearest = np.ones(len(vectors), np.float32), []
         for i in range(len(vectors)):

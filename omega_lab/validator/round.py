@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['log', 'NotAllowed', 'check_encoder', 'Validator', 'open_validator', 'judge', 'mark_entering', 'run_async', 'now',
-           'run_round', 'weights_now', 'WeightsOutcome', 'set_weights', 'publish_corpus']
+           'Draft', 'draft_round', 'commit_draft', 'run_round', 'run_rounds', 'weights_now', 'WeightsOutcome',
+           'set_weights', 'publish_corpus']
 
-# %% ../../nbs/12b_validator_round.ipynb #9abfd2e3
+# %% ../../nbs/12b_validator_round.ipynb #c3e9f4ea
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import threading
+from collections import deque
+from collections.abc import Coroutine, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,17 +23,18 @@ from typing import Any
 import numpy as np
 
 from ..chain import Chain, ChainError, Metagraph, is_local, open_wallet
+from ..chain.cache import MetagraphCache
 from ..corpus import publish
 from ..embedding import CachedEncoder, get_encoder
-from ..embedding.base import Encoder
+from ..embedding.base import BoundedEncoder, Encoder
 from ..novelty import NoveltyIndex, unit
 from ..protocol import Clip, VideoRequest, WireError, parse_response
-from ..scoring.video import Verdict, no_answer, score_response
+from ..scoring.video import PROFILES, Verdict, no_answer, score_response
 from ..scoring.weights import combine, task_shares
-from ..settings import Settings
+from ..settings import ScoringSettings, Settings
 from ..sources import fetch_clip
 from ..store import ResponseRecord, RoundRecord, Store, StoreError, sync_index
-from ..validation import Examiner, response_seed
+from ..validation import Examiner, own_novelty, response_seed
 from .ask import Answer, ask_all, sample, serving_miners
 
 # %% ../../nbs/12b_validator_round.ipynb #3cb75149
@@ -47,7 +51,7 @@ def check_encoder(encoder: Encoder, endpoint: str) -> None:
         raise NotAllowed(f"the bridge encoder is for a local chain only, {endpoint} is not one: "
                          "its vectors are not the network's; set [encoder] name to a full encoder")
 
-# %% ../../nbs/12b_validator_round.ipynb #07647b0a
+# %% ../../nbs/12b_validator_round.ipynb #bc65e151
 @dataclass
 class Validator:
     "A validator at work. `wallet` signs, `chain` knows the miners, `store` remembers, `index` finds near clips."
@@ -58,8 +62,12 @@ class Validator:
     store: Store
     index: NoveltyIndex
     cache: Path  # fetched media
+    metagraph: MetagraphCache = field(init=False)  # the last one known while the chain is down
+    downloads: threading.BoundedSemaphore = field(init=False)
 
     def __post_init__(self):
+        self.metagraph = MetagraphCache(self.chain.metagraph, path=self.store.folder / "metagraph.json")
+        self.downloads = threading.BoundedSemaphore(self.settings.validator.download_slots)
         check_encoder(self.encoder, self.settings.network.endpoint)
         if self.index.version > self.store.corpus_rows():
             raise StoreError(f"the novelty index holds {self.index.version} rows, the store only {self.store.corpus_rows()}: "
@@ -75,16 +83,17 @@ class Validator:
         "name@revision of the encoder."
         return f"{self.encoder.name}@{self.encoder.revision}"
 
-# %% ../../nbs/12b_validator_round.ipynb #74634be5
+# %% ../../nbs/12b_validator_round.ipynb #2f84df67
 def open_validator(settings: Settings, state: str | Path) -> Validator:
     "A validator on a state folder: its store, its index, its wallet and its chain, from settings."
     state, data = Path(state), Path(settings.paths.data)
-    encoder = CachedEncoder(get_encoder(settings.encoder.name), data / "cache" / "validator")  # never the miners' cache
+    inner = BoundedEncoder(get_encoder(settings.encoder.name), settings.validator.encode_slots)
+    encoder = CachedEncoder(inner, data / "cache" / "validator")  # never the miners' cache
     wallet = open_wallet(settings.wallet.name, settings.wallet.hotkey, settings.wallet.path)
     chain = Chain(settings.network.endpoint, settings.network.netuid, timeout=settings.network.timeout)
     return Validator(settings, wallet, chain, encoder, Store(state), NoveltyIndex(state / "index", encoder.dim), data / "cache" / "media")
 
-# %% ../../nbs/12b_validator_round.ipynb #483519ee
+# %% ../../nbs/12b_validator_round.ipynb #c554d0cd
 def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.ndarray, answer: Answer, round_seed: int) -> ResponseRecord:
     "An answer's clips, their evidence and the verdict. An answer that breaks the wire's rules counts as none."
     seed, status, detail = response_seed(round_seed, answer.miner.hotkey), answer.status, answer.detail
@@ -95,42 +104,54 @@ def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.nda
         except WireError as error:
             status, detail = "malformed", str(error)
     try:
-        vectors, evidence = examiner.examine(request.query, clips, _fetcher(v, answer.miner.url), seed)
+        vectors, evidence = examiner.examine(request.query, clips, _fetcher(v, answer.miner.url), seed, answer.miner.hotkey)
     except Exception as error:  # our own failure: no update at all, said so in the record
         log.exception("could not examine the answer of %s", answer.miner.hotkey)
         status, detail, clips = "unjudged", f"{type(error).__name__}: {error}", ()
-        vectors, evidence = examiner.examine(request.query, (), _fetcher(v, answer.miner.url), seed)
-    verdict = _verdict(v, examiner, request, query, vectors, evidence, status, detail)
-    return ResponseRecord(answer.miner.uid, answer.miner.hotkey, status, detail, answer.seconds, answer.received_at,
-                          answer.body_sha256, seed, clips, evidence, vectors, verdict, (False,) * len(clips))
+        vectors, evidence = examiner.examine(request.query, (), _fetcher(v, answer.miner.url), seed, answer.miner.hotkey)
+    scoring = v.settings.scoring
+    verdicts = {profile: _verdict(scoring.model_copy(update={"profile": profile}), examiner, request, query, vectors, evidence, status, detail)
+                for profile in PROFILES}
+    return ResponseRecord(answer.miner.uid, answer.miner.hotkey, status, detail, answer.seconds, answer.received_at, answer.body_sha256,
+                          seed, clips, evidence, vectors, verdicts[scoring.profile], (False,) * len(clips),
+                          rewards={profile: verdict.reward for profile, verdict in verdicts.items()})
 
 
-def _verdict(v: Validator, examiner: Examiner, request: VideoRequest, query, vectors, evidence, status: str, detail: str) -> Verdict:
+def _verdict(scoring: ScoringSettings, examiner: Examiner, request: VideoRequest, query, vectors, evidence, status: str, detail: str) -> Verdict:
     if status == "answered":
-        return score_response(query, vectors, evidence, request.num_videos, v.settings.scoring, examiner.thresholds)
+        return score_response(query, vectors, evidence, request.num_videos, scoring, examiner.thresholds)
     if status == "unjudged":
         return Verdict(None, "unverified", f"could not be judged: {detail}", ())
-    return no_answer(f"{status}: {detail}", v.settings.scoring)
+    return no_answer(f"{status}: {detail}", scoring)
 
 
 def _fetcher(v: Validator, miner_url: str | None):
     c, s = v.settings.checks, v.settings.source
-    return lambda clip_id, start, end: fetch_clip(
-        clip_id, start, end, cache_dir=v.cache, base_url=miner_url, timeout=c.fetch_timeout, max_bytes=c.max_fetch_bytes,
-        proxy=s.proxy or None, allow_private=s.allow_private)
 
-# %% ../../nbs/12b_validator_round.ipynb #dfaed958
-def mark_entering(records: Iterable[ResponseRecord], dim: int, novelty: float) -> tuple[ResponseRecord, ...]:
-    "The records, in order of receipt, each with the clips that enter index and dataset marked."
-    fresh, marked = NoveltyIndex(None, dim), []
+    def fetch(clip_id: str, start: float, end: float) -> Path:
+        with v.downloads:
+            return fetch_clip(clip_id, start, end, cache_dir=v.cache, base_url=miner_url, timeout=c.fetch_timeout,
+                              max_bytes=c.max_fetch_bytes, proxy=s.proxy or None, allow_private=s.allow_private)
+    return fetch
+
+# %% ../../nbs/12b_validator_round.ipynb #b2a818c1
+def mark_entering(
+    records: Iterable[ResponseRecord],  # in order of receipt
+    index: NoveltyIndex,  # as it is now
+    version: int,  # and the rows it had when the round began
+    novelty: float,  # least novelty of what enters
+) -> tuple[ResponseRecord, ...]:
+    "The records, each with the clips that enter index and dataset marked."
+    fresh, marked = NoveltyIndex(None, index.dim), []
     for record in records:
         entered = []
         for i, verdict in enumerate(record.verdict.clips):
-            enters = verdict.accepted and float(fresh.query(record.vectors[i, :1]).novelty[0]) >= novelty
+            met = [fresh, index] if index.version > version else [fresh]
+            enters = verdict.accepted and all(float(known.query(record.vectors[i, :1]).novelty[0]) >= novelty for known in met)
             if enters:
                 fresh.add([f"{record.hotkey}/{i}"], record.vectors[i, :1])
             entered.append(enters)
-        marked.append(ResponseRecord(**{**record.__dict__, "entered": tuple(entered)}))
+        marked.append(replace(record, entered=tuple(entered)))
     return tuple(marked)
 
 # %% ../../nbs/12b_validator_round.ipynb #84635414
@@ -144,31 +165,74 @@ def now() -> datetime:
     "UTC, without zone, as the store keeps it."
     return datetime.now(UTC).replace(tzinfo=None)
 
-# %% ../../nbs/12b_validator_round.ipynb #b3ecd990
-def run_round(v: Validator, topic: str, metagraph: Metagraph | None = None) -> RoundRecord:
-    "Ask the miners for `topic`, judge their answers, commit the round. A kill before the commit leaves no trace of it."
-    started, metagraph = now(), metagraph or v.chain.metagraph()
-    number, seed = v.store.next_round(), random.SystemRandom().getrandbits(63)  # drawn before any answer is seen
-    s, own = v.settings.validator, v.wallet.hotkey.ss58_address
-    v.store.forget(sorted(set(v.store.averages()) - {n.hotkey for n in metagraph.neurons}))
-    miners = sample(serving_miners(metagraph, own, int(s.max_miner_stake_tao * 10**9)), s.sample_size, seed)
+# %% ../../nbs/12b_validator_round.ipynb #b1c2e617
+@dataclass(frozen=True)
+class Draft:
+    "A round that is judged and not yet kept. `version`: rows of the index it was judged against."
+    topic: str
+    query: np.ndarray
+    seed: int
+    started: datetime
+    metagraph: Metagraph
+    examiner: Examiner
+    version: int
+    responses: tuple[ResponseRecord, ...]
+
+# %% ../../nbs/12b_validator_round.ipynb #b2a57fb6
+def draft_round(v: Validator, topic: str, metagraph: Metagraph | None = None) -> Draft:
+    "Ask the miners for `topic` and judge their answers. Nothing is written."
+    started, metagraph, version = now(), metagraph or v.metagraph(), v.index.version
+    seed = random.SystemRandom().getrandbits(63)  # drawn before any answer is seen
+    s = v.settings.validator
+    miners = sample(serving_miners(metagraph, v.wallet.hotkey.ss58_address, int(s.max_miner_stake_tao * 10**9)), s.sample_size, seed)
     request = VideoRequest(query=topic, num_videos=s.num_videos)
     answers = run_async(ask_all(miners, request, v.wallet.hotkey, s.timeout + s.margin, s.max_response_bytes))
     query = unit(v.encoder.encode_text([topic])[0])
-    examiner = Examiner(v.encoder, v.index, v.settings.scoring, v.settings.checks)
-    judged = [judge(v, examiner, request, query, a, seed) for a in answers]
-    record = RoundRecord(number, topic, query, seed, started, now(), metagraph.block, v.latent_space, examiner.thresholds,
-                         v.settings, v.index.version, mark_entering(judged, v.encoder.dim, examiner.thresholds.novelty))
+    examiner = Examiner(v.encoder, own_novelty(v.index, version), v.settings.scoring, v.settings.checks)
+    with ThreadPoolExecutor(s.download_slots) as pool:  # answers whose media are fetched wait for each other no longer than needed
+        judged = pool.map(lambda answer: judge(v, examiner, request, query, answer, seed), answers)
+        return Draft(topic, query, seed, started, metagraph, examiner, version, tuple(judged))
+
+# %% ../../nbs/12b_validator_round.ipynb #fb617548
+def commit_draft(v: Validator, draft: Draft) -> RoundRecord:
+    "Keep a round, whole. A kill before this leaves no trace of it."
+    v.store.forget(sorted(set(v.store.averages()) - {n.hotkey for n in draft.metagraph.neurons}))
+    thresholds = draft.examiner.thresholds
+    record = RoundRecord(v.store.next_round(), draft.topic, draft.query, draft.seed, draft.started, now(), draft.metagraph.block,
+                         v.latent_space, thresholds, v.settings, draft.version,
+                         mark_entering(draft.responses, v.index, draft.version, thresholds.novelty))
     v.store.commit_round(record)
     sync_index(v.index, v.store)
     return record
 
-# %% ../../nbs/12b_validator_round.ipynb #8a49dda9
+
+def run_round(v: Validator, topic: str, metagraph: Metagraph | None = None) -> RoundRecord:
+    "One round: ask, judge, commit."
+    return commit_draft(v, draft_round(v, topic, metagraph))
+
+# %% ../../nbs/12b_validator_round.ipynb #be89de26
+def run_rounds(v: Validator, topics: Iterable[str]) -> Iterator[RoundRecord]:
+    "A round per topic, at most `[validator] concurrent_rounds` at once, committed in order. A failing one is raised after those that began before it."
+    at_once = v.settings.validator.concurrent_rounds
+    pending: deque[Future[Draft]] = deque()
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            for topic in topics:
+                pending.append(pool.submit(draft_round, v, topic))
+                if len(pending) == at_once:
+                    yield commit_draft(v, pending.popleft().result())
+            while pending:
+                yield commit_draft(v, pending.popleft().result())
+        finally:
+            for draft in pending:
+                draft.cancel()
+
+# %% ../../nbs/12b_validator_round.ipynb #5f31a46a
 def weights_now(v: Validator, metagraph: Metagraph) -> dict[int, float]:
     "uid -> weight of everyone registered, from the stored averages and the tasks' shares."
     uids = {n.hotkey: n.uid for n in metagraph.neurons}
     shares = task_shares(v.settings.tasks.focus, v.settings.tasks.audio)
-    combined = combine({task: v.store.averages(task) for task in shares}, shares)
+    combined = combine({task: v.store.averages(task) for task in shares}, shares, v.settings.scoring.profile)
     return {uids[hotkey]: weight for hotkey, weight in combined.items() if hotkey in uids and weight > 0}
 
 # %% ../../nbs/12b_validator_round.ipynb #f70eebda
