@@ -60,7 +60,7 @@ class SourceSettings(Section):
     fetch_first: float = Field(300.0, gt=0, description="at most so much of a hit is looked at, seconds from its start")
     allow_private: bool = Field(False, description="let url: clips point into private networks (only for tests at home)")
 
-# %% ../nbs/00_settings.ipynb #0675cf48
+# %% ../nbs/00_settings.ipynb #1285a9dc
 class MinerSettings(Section):
     "The miner's server and its gate."
     host: str = Field("127.0.0.1", description="address the server binds to; 0.0.0.0 to be reached from outside")
@@ -71,6 +71,8 @@ class MinerSettings(Section):
     min_stake_tao: float = Field(10240.0, ge=0, description="refuse callers with less stake, TAO")
     max_body_bytes: int = Field(65536, ge=1024, description="largest request body, bytes")
     per_minute: int = Field(60, ge=1, description="requests a minute answered to one hotkey")
+    slots: int = Field(2, ge=1, le=64, description="answers worked on at the same time")
+    waiting: int = Field(32, ge=0, le=4096, description="callers that may wait for their turn; higher stake is served first")
     axon_wire: bool = Field(True, description="also answer the wire of the SDK up to 10 (`POST /Videos`) on the same port")
     behaviour: str = Field("honest", description="honest, or one of the lab's cheats: stuffer | forger")
     deadline: float = Field(60.0, gt=0, description="time for one answer, seconds; what is ready by then is sent")
