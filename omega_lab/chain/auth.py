@@ -70,7 +70,7 @@ def sign_request(keypair: Any, method: str, url_or_path: str, body: bytes, recei
     target = httpx.URL(url_or_path).raw_path.decode()  # path and query, as they will be on the wire
     return http_auth.sign(keypair, method=method, path=target, body=body, receiver_ss58=receiver_ss58)
 
-# %% ../../nbs/10c_chain_auth.ipynb #6cc0ce66
+# %% ../../nbs/10c_chain_auth.ipynb #ca1c8640
 class NonceStore:
     """Which (hotkey, nonce) pairs were seen in the last `retention` seconds.
 
@@ -87,6 +87,8 @@ class NonceStore:
         self._db.execute("create table if not exists seen"
                          " (hotkey text, nonce text, at real, primary key (hotkey, nonce))")
         self._db.execute("create table if not exists newest (sender text primary key, nonce integer, at real)")
+        for table in ("seen", "newest"):  # old rows are looked for at every request
+            self._db.execute(f"create index if not exists {table}_at on {table} (at)")
 
     def check_and_store(self, hotkey_ss58: str, nonce_ns: int) -> bool:
         "True and remembered when the pair is new; False when it was seen. One statement: workers cannot both win."
@@ -149,7 +151,7 @@ def authorise(caller: Neuron | None, min_stake_rao: int, need_permit: bool) -> N
         raise Refused(403, f"stake too low: {caller.stake_rao} rao, {min_stake_rao} needed")
     return caller
 
-# %% ../../nbs/10c_chain_auth.ipynb #a0361a1c
+# %% ../../nbs/10c_chain_auth.ipynb #245195f5
 class Gate:
     """Lets in whom `receiver` (our hotkey) should answer.
 
@@ -172,15 +174,15 @@ class Gate:
         "The caller. `path` is the request target with its query, `body` the raw bytes. Raises Refused."
         hotkey = authenticate(headers, body, method=method, path=path, self_hotkey_ss58=self.receiver,
                               max_age=self.max_age, nonce_store=self.nonces)
-        return self.admit(hotkey)
-
-    def admit(self, hotkey: str) -> Neuron:
-        "The neuron of a hotkey whose signature has been checked; Refused when it may not ask, or not so often."
-        caller = authorise(self.metagraph().by_hotkey(hotkey), self.min_stake_rao, self.need_permit)
-        self._count(hotkey)
+        caller = self.entitled(hotkey)
+        self.count(hotkey)
         return caller
 
-    def _count(self, hotkey: str) -> None:
+    def entitled(self, hotkey: str) -> Neuron:
+        "The neuron of a hotkey whose signature has been checked; Refused when it may not ask."
+        return authorise(self.metagraph().by_hotkey(hotkey), self.min_stake_rao, self.need_permit)
+
+    def count(self, hotkey: str) -> None:
         "Refuse a hotkey that asked `per_minute` times within the last minute."
         if self.per_minute is None:
             return
