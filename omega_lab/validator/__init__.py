@@ -1,5 +1,7 @@
 """The validator: ask, examine, score, keep, set weights, report."""
 from omega_lab.validator.report import (
+    profile_agreement,
+    profile_weights,
     Table,
     leaderboard,
     plot_averages,
@@ -11,7 +13,7 @@ from omega_lab.validator.report import (
     short,
     spot_checks,
 )
-from omega_lab.validator.round import check_encoder, open_validator, publish_corpus, run_round, set_weights
+from omega_lab.validator.round import check_encoder, open_validator, publish_corpus, run_round, run_rounds, set_weights
 
 __all__ = ["Table", "check_encoder", "leaderboard", "open_validator", "plot_averages", "plot_novelty", "plot_scores", "plot_similarity",
-           "publish_corpus", "refusals", "refused_duplicate", "run_round", "set_weights", "short", "spot_checks"]
+           "profile_agreement", "profile_weights",           "publish_corpus", "refusals", "refused_duplicate", "run_round", "run_rounds", "set_weights", "short", "spot_checks"]

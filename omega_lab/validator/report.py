@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['INK', 'GOOD', 'WARM', 'BAD', 'PALE', 'short', 'leaderboard', 'refusals', 'Table', 'plot_scores', 'plot_novelty',
-           'refused_duplicate', 'plot_similarity', 'plot_averages', 'spot_checks']
+           'refused_duplicate', 'plot_similarity', 'plot_averages', 'profile_weights', 'profile_agreement',
+           'spot_checks']
 
-# %% ../../nbs/12c_validator_report.ipynb #54f22409
+# %% ../../nbs/12c_validator_report.ipynb #4626412d
 import html
 import json
 
@@ -16,7 +17,8 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from ..novelty import unit
-from ..scoring.video import LatentThresholds, SpotCheck
+from ..scoring.video import PROFILES, LatentThresholds, SpotCheck
+from ..scoring.weights import combine
 from ..store import Store
 
 # %% ../../nbs/12c_validator_report.ipynb #99cb3ae2
@@ -169,6 +171,23 @@ def plot_averages(store: Store, names: dict[str, str] | None = None) -> Figure:
     axes.set(xlabel="round", ylabel="score (linear within ±0.2)", xticks=sorted(set(history["round"])))
     axes.legend(frameon=False, fontsize=8, ncols=2)
     return figure
+
+# %% ../../nbs/12c_validator_report.ipynb #02d0c87f
+def profile_weights(store: Store) -> pl.DataFrame:
+    "What each miner's video weight is under each profile (shares of 1), and the difference of the last two columns."
+    weights = {p: combine({"video": store.profile_averages(p)}, {"video": 1.0}, p) for p in PROFILES}
+    shares = {p: {h: w / (sum(row.values()) or 1) for h, w in row.items()} for p, row in weights.items()}
+    miners = sorted({h for row in shares.values() for h in row}, key=lambda h: (-shares["lab"].get(h, 0), h))
+    frame = pl.DataFrame({"miner": miners} | {p: [row.get(h, 0.0) for h in miners] for p, row in shares.items()},
+                         schema={"miner": pl.String} | dict.fromkeys(PROFILES, pl.Float64))
+    return frame.with_columns(difference=pl.col("sn24") - pl.col("lab"))
+
+
+def profile_agreement(weights: pl.DataFrame) -> float | None:
+    "Cosine between the two profiles' weights, from `profile_weights`; None while one of them has none."
+    a, b = weights["lab"].to_numpy(), weights["sn24"].to_numpy()
+    length = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / length if length else None
 
 # %% ../../nbs/12c_validator_report.ipynb #56e97acb
 def spot_checks(store: Store, names: dict[str, str] | None = None) -> pl.DataFrame:
