@@ -174,12 +174,13 @@ class PathsSettings(Section):
     data: str = Field("data", description="downloads, media and caches")
     state: str = Field("data/state", description="what a neuron must find again after a restart")
 
-# %% ../nbs/00_settings.ipynb #338fef06
+# %% ../nbs/00_settings.ipynb #12471070
 class ScheduleSettings(Section):
     "Rounds that follow one another for weeks."
     keep_runs: int = Field(200, ge=1, description="executed notebooks kept per neuron; older ones are thinned")
     backoff_first: float = Field(5.0, ge=0, description="wait after a failed round, seconds; doubles with each further failure")
     backoff_most: float = Field(600.0, gt=0, description="longest wait after a failed round, seconds")
+    stop_within: float = Field(300.0, gt=0, description="time a running round has to end when the schedule is asked to stop, seconds; then it is interrupted")
 
 # %% ../nbs/00_settings.ipynb #b1f41a20
 class LogSettings(Section):
