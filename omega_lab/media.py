@@ -256,9 +256,9 @@ def audio(path: str | os.PathLike, start: float | None = None, end: float | None
     skip = max(0, round((begin - first) * rate))
     return samples[skip:] if end is None else samples[skip:skip + round((until - max(begin, first)) * rate)]
 
-# %% ../nbs/02a_media.ipynb #738b399f
-def scene_changes(path: str | os.PathLike, threshold: float = 0.14, apart: float = 0.5) -> list[float]:
-    "Times (seconds) at which the picture jumps by more than `threshold` of full scale, at least `apart` seconds apart."
+# %% ../nbs/02a_media.ipynb #7424cd73
+def scene_changes(path: str | os.PathLike, threshold: float = 0.14, apart: float = 0.5, until: float = float("inf")) -> list[float]:
+    "Times (seconds, up to `until`) at which the picture jumps by more than `threshold` of full scale, at least `apart` seconds apart."
     changes: list[float] = []
     with open_media(path) as container:
         stream, before = _real_video(container), None
@@ -266,6 +266,8 @@ def scene_changes(path: str | os.PathLike, threshold: float = 0.14, apart: float
             raise MediaError(path, "has no video track")
         stream.thread_type = "AUTO"
         for at, frame in _decode_from(container, stream, 0):
+            if at > until:
+                break
             small = frame.reformat(64, 36, "rgb24").to_ndarray().astype(np.int16)
             jump = 0 if before is None else np.abs(small - before).mean() / 255
             if jump > threshold and (not changes or at - changes[-1] >= apart):
