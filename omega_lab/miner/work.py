@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['T', 'Busy', 'StakeQueue', 'MinerParts', 'work_now', 'answer_in_time', 'TooLarge', 'bounded_body', 'target']
 
-# %% ../../nbs/11f_miner_work.ipynb #3ee8c6ee
+# %% ../../nbs/11f_miner_work.ipynb #b9e36fe3
 import asyncio
 import heapq
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from ..chain.auth import Gate
 from ..chain.network import Neuron
 from .answer import Answerer
 from .prepare import prepare
+from .watch import MinerMetrics
 from ..protocol import VideoRequest, VideoResponse
 from ..settings import Settings
 from ..sources import Source
@@ -28,7 +29,7 @@ from ..sources import Source
 class Busy(Exception):
     "The queue is full, and everyone in it has at least this caller's stake."
 
-# %% ../../nbs/11f_miner_work.ipynb #6879b7db
+# %% ../../nbs/11f_miner_work.ipynb #b9224140
 T = TypeVar("T")
 
 
@@ -43,6 +44,11 @@ class StakeQueue:
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="answer")
         self._heap: list[tuple[int, int, asyncio.Future[None]]] = []
         self._arrivals = 0
+
+    @property
+    def queued(self) -> int:
+        "Callers that wait."
+        return len(self._heap)
 
     async def run(self, stake_rao: int, work: Callable[[], T]) -> T:
         "The result of `work`, done in a thread when it is this caller's turn. Raises Busy."
@@ -83,7 +89,7 @@ class StakeQueue:
                 return turn.set_result(None)
         self.running -= 1
 
-# %% ../../nbs/11f_miner_work.ipynb #f2b184b6
+# %% ../../nbs/11f_miner_work.ipynb #64c26369
 @dataclass(frozen=True)
 class MinerParts:
     "What the application is made of. `keypair` is the miner's hotkey: it signs the answers."
@@ -93,6 +99,7 @@ class MinerParts:
     source: Source
     keypair: Any
     queue: StakeQueue
+    metrics: MinerMetrics = field(default_factory=MinerMetrics)
 
 # %% ../../nbs/11f_miner_work.ipynb #8a4a4ac2
 def work_now(parts: MinerParts, request: VideoRequest, caller: str) -> VideoResponse:
@@ -104,14 +111,16 @@ def work_now(parts: MinerParts, request: VideoRequest, caller: str) -> VideoResp
     prepared = prepare(parts.source, a.encoder, a.shelf, [request.query], request.num_videos, parts.settings.source.fetch_first)
     return a.answer(request, caller) if prepared.added else response
 
-# %% ../../nbs/11f_miner_work.ipynb #9c522966
+# %% ../../nbs/11f_miner_work.ipynb #44e14c70
 async def answer_in_time(parts: MinerParts, request: VideoRequest, caller: Neuron) -> VideoResponse:
     "The answer when it is the caller's turn; one that takes too long is given up for what the shelf holds by then. Raises Busy."
     turn = parts.queue.run(caller.stake_rao, partial(work_now, parts, request, caller.hotkey))
     try:
-        return await asyncio.wait_for(turn, parts.settings.miner.deadline)
+        answer = await asyncio.wait_for(turn, parts.settings.miner.deadline)
     except TimeoutError:
-        return await asyncio.to_thread(parts.answerer.answer, request, caller.hotkey)
+        answer = await asyncio.to_thread(parts.answerer.answer, request, caller.hotkey)
+    parts.metrics.answered(len(answer.video_metadata))
+    return answer
 
 # %% ../../nbs/11f_miner_work.ipynb #4861b1e1
 class TooLarge(ValueError):
