@@ -57,10 +57,12 @@ VIDEOS_DOC: dict[str, Any] = {
     "openapi_extra": {"parameters": SIGNED, "requestBody": {"required": True, "content": {
         "application/json": {"schema": VideoRequest.model_json_schema()}}}}}
 
-# %% ../../nbs/11j_miner_openapi.ipynb #d6a923c3
+# %% ../../nbs/11j_miner_openapi.ipynb #a6a2c2f3
 _FILE = {"description": "the file", "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+_SHA = {"name": "sha", "in": "path", "required": True, "description": "SHA-256 of the file, as in a clip's `sha256:…`",
+        "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}
 MEDIA_DOC: dict[str, Any] = {
     "summary": "A medium by its content's SHA-256",
     "responses": {200: _FILE, 206: _FILE | {"description": "the part asked for"}, 416: {"description": "no such part"}}
     | problems(400, 401, 403, 404, 409, 429, 503),
-    "openapi_extra": {"parameters": SIGNED}}
+    "openapi_extra": {"parameters": [_SHA, *SIGNED]}}
