@@ -75,12 +75,16 @@ def is_safe(text: str, vectors: ClipVectors, encoder: Encoder, s: ScoringSetting
     bad, low, count = count_chunks(chunk_support(vector, stacked(vectors, vector[0])), latent_thresholds(encoder))
     return not stuffing(text)[0] and bad == 0 and low <= s.max_low_chunks // 2 and count < s.max_chunks
 
-# %% ../../nbs/11f_miner_caption.ipynb #5987863d
-STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80)  # how many pieces are tried
+# %% ../../nbs/11f_miner_caption.ipynb #e1675982
+STEPS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80)  # how many pieces are tried
+
+
+def _room(pieces: Sequence[str], rows: Sequence[int], length: int) -> bool:
+    return sum(len(pieces[i]) + 1 for i in rows) <= length + 1
 
 
 def write_caption(
-    pieces: Sequence[str],  # from `pieces_of`, in reading order
+    pieces: Sequence[str],  # from `pieces_of`, in reading order; the first (the title) is always in
     vectors: ClipVectors,  # of the clip's range
     encoder: Encoder,
     s: ScoringSettings,
@@ -92,10 +96,9 @@ def write_caption(
         raise ValueError("a caption needs at least one piece of text: give the clip a title")
     support = chunk_support(encoder.encode_text(pieces), stacked(vectors, vectors.video))
     least = max(encoder.thresholds.chunk_bad, encoder.thresholds.chunk_low * support.max())  # a validator's own bounds for a weak chunk
-    ranked = [i for i in np.argsort(-support, kind="stable").tolist() if support[i] >= least] or [int(support.argmax())]
-    choices = {tuple(sorted(ranked[:n])) for n in (*STEPS, len(ranked)) if n <= len(ranked)}
-    texts = {" ".join(pieces[i] for i in rows): rows for rows in sorted(choices, key=len)}
-    texts = {text: rows for text, rows in texts.items() if len(text) <= length} or {pieces[ranked[0]][:length]: (ranked[0],)}
+    ranked = [i for i in np.argsort(-support, kind="stable").tolist() if i > 0 and support[i] >= least]
+    choices = {(0, *sorted(ranked[:n])) for n in (*STEPS, len(ranked)) if n <= len(ranked)}
+    texts = {" ".join(pieces[i] for i in rows)[:length]: rows for rows in sorted(choices, key=len) if rows == (0,) or _room(pieces, rows, length)}
     encoded = encoder.encode_text(list(texts))
     pay = caption_pay(list(texts), encoded, vectors, s, topic)
     order = sorted(range(len(texts)), key=lambda i: -pay[i])
