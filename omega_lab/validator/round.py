@@ -7,7 +7,7 @@ __all__ = ['log', 'NotAllowed', 'check_encoder', 'Validator', 'open_validator', 
            'Draft', 'draft_round', 'commit_draft', 'run_round', 'run_rounds', 'weights_now', 'WeightsOutcome',
            'set_weights', 'publish_corpus']
 
-# %% ../../nbs/12b_validator_round.ipynb #c3e9f4ea
+# %% ../../nbs/12b_validator_round.ipynb #83b946ba
 import asyncio
 import logging
 import random
@@ -34,8 +34,9 @@ from ..scoring.weights import combine, task_shares
 from ..settings import ScoringSettings, Settings
 from ..sources import fetch_clip
 from ..store import ResponseRecord, RoundRecord, Store, StoreError, sync_index
-from ..validation import Examiner, own_novelty, response_seed
+from ..validation import Examiner, Novelty, own_novelty, response_seed
 from .ask import Answer, ask_all, sample, serving_miners
+from .shared import Service, shared_novelty, tell
 
 # %% ../../nbs/12b_validator_round.ipynb #3cb75149
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def check_encoder(encoder: Encoder, endpoint: str) -> None:
         raise NotAllowed(f"the bridge encoder is for a local chain only, {endpoint} is not one: "
                          "its vectors are not the network's; set [encoder] name to a full encoder")
 
-# %% ../../nbs/12b_validator_round.ipynb #bc65e151
+# %% ../../nbs/12b_validator_round.ipynb #1a236c59
 @dataclass
 class Validator:
     "A validator at work. `wallet` signs, `chain` knows the miners, `store` remembers, `index` finds near clips."
@@ -62,6 +63,8 @@ class Validator:
     store: Store
     index: NoveltyIndex
     cache: Path  # fetched media
+    service: Service | None = None  # that several validators share; None: the own index answers
+    untold: str = ""  # why the service has not been told everything
     metagraph: MetagraphCache = field(init=False)  # the last one known while the chain is down
     downloads: threading.BoundedSemaphore = field(init=False)
 
@@ -82,6 +85,20 @@ class Validator:
     def latent_space(self) -> str:
         "name@revision of the encoder."
         return f"{self.encoder.name}@{self.encoder.revision}"
+
+    @property
+    def novelty_from(self) -> str:
+        "Who says how new a clip is: `own`, or the service's address."
+        return self.service.url if self.service else "own"
+
+    def novelty(self, version: int) -> Novelty:
+        "How new clips are: by the service, or by the own index as it stood at `version`."
+        return shared_novelty(self.service, self.latent_space) if self.service else own_novelty(self.index, version)
+
+    def close(self) -> None:
+        "Let go of the store's file and leave the node."
+        self.store.close()
+        self.chain.close()
 
 # %% ../../nbs/12b_validator_round.ipynb #2f84df67
 def open_validator(settings: Settings, state: str | Path) -> Validator:
@@ -178,7 +195,7 @@ class Draft:
     version: int
     responses: tuple[ResponseRecord, ...]
 
-# %% ../../nbs/12b_validator_round.ipynb #b2a57fb6
+# %% ../../nbs/12b_validator_round.ipynb #d48950ed
 def draft_round(v: Validator, topic: str, metagraph: Metagraph | None = None) -> Draft:
     "Ask the miners for `topic` and judge their answers. Nothing is written."
     started, metagraph, version = now(), metagraph or v.metagraph(), v.index.version
@@ -188,21 +205,23 @@ def draft_round(v: Validator, topic: str, metagraph: Metagraph | None = None) ->
     request = VideoRequest(query=topic, num_videos=s.num_videos)
     answers = run_async(ask_all(miners, request, v.wallet.hotkey, s.timeout + s.margin, s.max_response_bytes))
     query = unit(v.encoder.encode_text([topic])[0])
-    examiner = Examiner(v.encoder, own_novelty(v.index, version), v.settings.scoring, v.settings.checks)
+    examiner = Examiner(v.encoder, v.novelty(version), v.settings.scoring, v.settings.checks)
     with ThreadPoolExecutor(s.download_slots) as pool:  # answers whose media are fetched wait for each other no longer than needed
         judged = pool.map(lambda answer: judge(v, examiner, request, query, answer, seed), answers)
         return Draft(topic, query, seed, started, metagraph, examiner, version, tuple(judged))
 
-# %% ../../nbs/12b_validator_round.ipynb #fb617548
+# %% ../../nbs/12b_validator_round.ipynb #0d438c5a
 def commit_draft(v: Validator, draft: Draft) -> RoundRecord:
     "Keep a round, whole. A kill before this leaves no trace of it."
     v.store.forget(sorted(set(v.store.averages()) - {n.hotkey for n in draft.metagraph.neurons}))
     thresholds = draft.examiner.thresholds
     record = RoundRecord(v.store.next_round(), draft.topic, draft.query, draft.seed, draft.started, now(), draft.metagraph.block,
                          v.latent_space, thresholds, v.settings, draft.version,
-                         mark_entering(draft.responses, v.index, draft.version, thresholds.novelty))
+                         mark_entering(draft.responses, v.index, draft.version, thresholds.novelty), v.novelty_from)
     v.store.commit_round(record)
     sync_index(v.index, v.store)
+    if v.service:
+        v.untold = tell(v.store, v.service)
     return record
 
 
