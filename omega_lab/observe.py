@@ -111,7 +111,7 @@ def setup_logging(log: LogSettings, file: str | Path | None = None, max_bytes: i
     logging.captureWarnings(True)
     return handler
 
-# %% ../nbs/16f_observe.ipynb #6ae8c0ad
+# %% ../nbs/16f_observe.ipynb #2837a113
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 90)  # seconds; validators wait 90
 
@@ -119,7 +119,8 @@ BUCKETS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 90)  # 
 def refusal_reason(status: int, body: bytes) -> str:
     "Why a request was refused, in words that only the application chooses: what stands before the first colon or number."
     try:
-        detail = json.loads(body).get("detail")
+        said = json.loads(body)
+        detail = said.get("detail", said.get("message"))  # the older wire calls it so
     except (ValueError, AttributeError):
         detail = None
     kind = re.split(r"[:;,\d]", detail)[0].strip().lower() if isinstance(detail, str) and status != 422 else ""

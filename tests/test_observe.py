@@ -26,8 +26,7 @@ def families(text: str) -> dict[str, list]:
 
 
 def value(found: dict[str, list], name: str, **labels: str) -> float:
-    family = name.removesuffix("_total")
-    return next(s.value for s in found[family] if s.name == name and s.labels == labels)
+    return next(s.value for samples in found.values() for s in samples if s.name == name and s.labels == labels)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATUS', 'FORESEEN', 'refusal', 'known_head', 'admit', 'answer_axon', 'add_axon']
 
-# %% ../../nbs/11d_miner_axon.ipynb #ceaa7afa
+# %% ../../nbs/11d_miner_axon.ipynb #39de504c
 import asyncio
 import time
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from ..chain.auth import Refused
 from ..chain.link import ChainError
 from ..chain.network import Neuron
 from ..chain.synapse import Head, Question, answer_body, answer_headers, check_question, read_body, read_head
+from .openapi import AXON_DOC
 from .work import Busy, MinerParts, TooLarge, answer_in_time, bounded_body
 from ..protocol import VideoRequest, WireError
 
@@ -61,13 +62,13 @@ async def answer_axon(request: Request, parts: MinerParts) -> Response:
     headers = answer_headers(parts.keypair, head, 200, "Success", time.monotonic() - began)
     return JSONResponse(answer_body(question, answer, headers), headers=headers)
 
-# %% ../../nbs/11d_miner_axon.ipynb #0bf24321
+# %% ../../nbs/11d_miner_axon.ipynb #65729cda
 def add_axon(app: FastAPI, parts: MinerParts) -> None:
     "The older wire's paths on the miner's application."
-    @app.post("/Videos")
+    @app.post("/Videos", **AXON_DOC)
     async def axon_videos(request: Request) -> Response:
         return await answer_axon(request, parts)
 
-    @app.post("/Audios")
+    @app.post("/Audios", include_in_schema=False)
     async def axon_audios(request: Request) -> Response:
         return refusal(parts, None, Refused(404, "Audios are not served here: there are only Videos"), time.monotonic())
