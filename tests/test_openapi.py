@@ -1,0 +1,84 @@
+"""The miner's own description of its interface, and hundreds of requests made from it: none may end in a 5xx."""
+from urllib.parse import urlsplit
+
+import hypothesis
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, given
+from live_miner import live_miner
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+
+from omega_lab.chain.synapse import request_headers
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+OPERATIONS = ["POST /v1/videos", "GET /v1/media/{sha}", "POST /Videos", "GET /healthz", "GET /metrics"]
+FEW, MANY = 20, 1000
+
+
+@pytest.fixture(scope="module")
+def miner(tmp_path_factory):
+    with live_miner(tmp_path_factory.mktemp("miner")) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def schema(miner):
+    return schemathesis.openapi.from_url(f"{miner.url}/openapi.json")
+
+
+def signed(miner, request: requests.PreparedRequest) -> None:
+    "Sign what is about to be sent as an entitled validator does, whatever headers were made up."
+    port = urlsplit(miner.url).port
+    if request.path_url.startswith("/Videos"):
+        headers = request_headers(miner.wallets["validator"].hotkey, miner.hotkey, "127.0.0.1", port, 12.0)
+    else:
+        headers = miner.headers(request.method, request.path_url, request.body or b"")
+    for name in [n for n in request.headers if n.lower().startswith(("x-bittensor", "bt_header"))]:
+        del request.headers[name]
+    request.headers.update(headers)
+
+
+def play(miner, schema, operation: str, mode: GenerationMode, sign: bool, examples: int) -> dict[int, int]:
+    "Send `examples` requests; how many came back with which status."
+    method, path = operation.split()
+    seen: dict[int, int] = {}
+
+    @hypothesis.settings(max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(case=schema[path][method].as_strategy(generation_mode=mode))
+    def send(case):
+        request = requests.Request(**case.as_transport_kwargs(base_url=miner.url)).prepare()
+        request.body = request.body.encode() if isinstance(request.body, str) else request.body
+        if sign:
+            signed(miner, request)
+        with requests.Session() as session:
+            response = session.send(request, timeout=60)
+        seen[response.status_code] = seen.get(response.status_code, 0) + 1
+        assert response.status_code < 500, response.text
+        case.validate_response(response, checks=CHECKS)
+
+    send()
+    return seen
+
+
+def test_the_description_names_everything(schema):
+    described = {f"{o.ok().method.upper()} {o.ok().path}" for o in schema.get_all_operations()}
+    assert described == set(OPERATIONS)
+    videos = schema["/v1/videos"]["POST"].definition.raw
+    assert {p["name"] for p in videos["parameters"]} >= {"X-Bittensor-Hotkey", "X-Bittensor-Signature"}
+    assert set(videos["responses"]) >= {"200", "401", "403", "409", "413", "422", "429", "503"}
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["allowed", "forbidden"])
+@pytest.mark.parametrize("sign", [True, False], ids=["signed", "unsigned"])
+@pytest.mark.parametrize("operation", OPERATIONS[:3])
+def test_no_request_breaks_the_miner(miner, schema, operation, sign, mode):
+    seen = play(miner, schema, operation, mode, sign, FEW)
+    print(operation, sign, mode, seen)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS[3:])
+def test_what_anyone_may_read(miner, schema, operation):
+    assert set(play(miner, schema, operation, GenerationMode.POSITIVE, False, 5)) == {200}
