@@ -34,27 +34,42 @@ def read_metagraph(path: Path) -> Metagraph | None:
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or written by another version
         return None
 
-# %% ../../nbs/10p_chain_cache.ipynb #e391088d
+# %% ../../nbs/10p_chain_cache.ipynb #f711742d
 class MetagraphCache:
     """The metagraph, at most `max_age` seconds old while the chain answers; the last one known while it does not.
 
-    `path` remembers it over a restart. `trouble` holds the chain's last error, empty while it answers.
+    A caller waits `patience` seconds for a newer one, and without bound only when nothing was ever known. `path` remembers it
+    over a restart. `trouble` says what is wrong with the chain, empty while it answers.
     """
 
-    def __init__(self, read: Callable[[], Metagraph], max_age: float = 6.0, path: str | Path | None = None):
-        self.read, self.max_age, self.trouble = read, max_age, ""
+    def __init__(self, read: Callable[[], Metagraph], max_age: float = 6.0, path: str | Path | None = None, patience: float = 2.0):
+        self.read, self.max_age, self.patience, self.trouble = read, max_age, patience, ""
         self.path = Path(path) if path else None
-        self._known: Metagraph | None = None
-        self._asked = -max_age
+        self._known = read_metagraph(self.path) if self.path else None
+        self._error: ChainError | None = None
+        self._asked, self._began = float("-inf"), 0.0
+        self._refreshing: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def __call__(self) -> Metagraph:
         "Raises the chain's ChainError when nothing was ever known."
+        if time.monotonic() - self._asked > self.max_age:
+            worker = self._refresh_beside()
+            waited = time.monotonic() - self._began
+            worker.join(None if self._known is None else max(0.0, self.patience - waited))
+            if worker.is_alive():
+                self.trouble = f"the chain has not answered for {max(waited, self.patience):.0f} s"
+        if self._known is None:
+            raise self._error or ChainError("the chain has not answered yet: try again")
+        return self._known
+
+    def _refresh_beside(self) -> threading.Thread:
+        "The thread that asks the chain, started if none does."
         with self._lock:
-            if self._known is None or time.monotonic() - self._asked > self.max_age:
-                self._refresh()
-            assert self._known is not None
-            return self._known
+            if self._refreshing is None or not self._refreshing.is_alive():
+                self._refreshing, self._began = threading.Thread(target=self._refresh, name="metagraph", daemon=True), time.monotonic()
+                self._refreshing.start()
+            return self._refreshing
 
     def _refresh(self) -> None:
         try:
@@ -62,9 +77,7 @@ class MetagraphCache:
             if self.path:
                 write_metagraph(self.path, self._known)
         except ChainError as error:
-            self.trouble = str(error)
-            self._known = self._known or (read_metagraph(self.path) if self.path else None)
-            if self._known is None:
-                raise
-        finally:
-            self._asked = time.monotonic()
+            self.trouble, self._error = str(error), error
+        except OSError as error:  # what is known serves; only remembering it failed
+            self.trouble = f"the metagraph could not be kept: {error}"
+        self._asked = time.monotonic()
