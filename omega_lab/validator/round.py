@@ -7,7 +7,7 @@ __all__ = ['log', 'NotAllowed', 'check_encoder', 'Validator', 'open_validator', 
            'Draft', 'draft_round', 'commit_draft', 'run_round', 'run_rounds', 'weights_now', 'WeightsOutcome',
            'set_weights', 'publish_corpus']
 
-# %% ../../nbs/12b_validator_round.ipynb #83b946ba
+# %% ../../nbs/12b_validator_round.ipynb #097a85c0
 import asyncio
 import logging
 import random
@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from ..chain import Chain, ChainError, Metagraph, is_local, open_wallet
+from ..chain import Chain, ChainError, Metagraph, Neuron, is_local, open_wallet
+from ..chain.auth import sign_request
 from ..chain.cache import MetagraphCache
 from ..corpus import publish
 from ..embedding import CachedEncoder, get_encoder
@@ -52,7 +53,7 @@ def check_encoder(encoder: Encoder, endpoint: str) -> None:
         raise NotAllowed(f"the bridge encoder is for a local chain only, {endpoint} is not one: "
                          "its vectors are not the network's; set [encoder] name to a full encoder")
 
-# %% ../../nbs/12b_validator_round.ipynb #1a236c59
+# %% ../../nbs/12b_validator_round.ipynb #757cfc9e
 @dataclass
 class Validator:
     "A validator at work. `wallet` signs, `chain` knows the miners, `store` remembers, `index` finds near clips."
@@ -69,7 +70,7 @@ class Validator:
     downloads: threading.BoundedSemaphore = field(init=False)
 
     def __post_init__(self):
-        self.metagraph = MetagraphCache(self.chain.metagraph, path=self.store.folder / "metagraph.json")
+        self.metagraph = MetagraphCache(self.chain.metagraph, path=self.store.folder / "metagraph.json", patience=20)
         self.downloads = threading.BoundedSemaphore(self.settings.validator.download_slots)
         check_encoder(self.encoder, self.settings.network.endpoint)
         if self.index.version > self.store.corpus_rows():
@@ -110,7 +111,7 @@ def open_validator(settings: Settings, state: str | Path) -> Validator:
     chain = Chain(settings.network.endpoint, settings.network.netuid, timeout=settings.network.timeout)
     return Validator(settings, wallet, chain, encoder, Store(state), NoveltyIndex(state / "index", encoder.dim), data / "cache" / "media")
 
-# %% ../../nbs/12b_validator_round.ipynb #c554d0cd
+# %% ../../nbs/12b_validator_round.ipynb #6f69c46b
 def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.ndarray, answer: Answer, round_seed: int) -> ResponseRecord:
     "An answer's clips, their evidence and the verdict. An answer that breaks the wire's rules counts as none."
     seed, status, detail = response_seed(round_seed, answer.miner.hotkey), answer.status, answer.detail
@@ -121,11 +122,11 @@ def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.nda
         except WireError as error:
             status, detail = "malformed", str(error)
     try:
-        vectors, evidence = examiner.examine(request.query, clips, _fetcher(v, answer.miner.url), seed, answer.miner.hotkey)
+        vectors, evidence = examiner.examine(request.query, clips, _fetcher(v, answer.miner), seed, answer.miner.hotkey)
     except Exception as error:  # our own failure: no update at all, said so in the record
         log.exception("could not examine the answer of %s", answer.miner.hotkey)
         status, detail, clips = "unjudged", f"{type(error).__name__}: {error}", ()
-        vectors, evidence = examiner.examine(request.query, (), _fetcher(v, answer.miner.url), seed, answer.miner.hotkey)
+        vectors, evidence = examiner.examine(request.query, (), _fetcher(v, answer.miner), seed, answer.miner.hotkey)
     scoring = v.settings.scoring
     verdicts = {profile: _verdict(scoring.model_copy(update={"profile": profile}), examiner, request, query, vectors, evidence, status, detail)
                 for profile in PROFILES}
@@ -142,13 +143,14 @@ def _verdict(scoring: ScoringSettings, examiner: Examiner, request: VideoRequest
     return no_answer(f"{status}: {detail}", scoring)
 
 
-def _fetcher(v: Validator, miner_url: str | None):
+def _fetcher(v: Validator, miner: Neuron):
     c, s = v.settings.checks, v.settings.source
 
     def fetch(clip_id: str, start: float, end: float) -> Path:
         with v.downloads:
-            return fetch_clip(clip_id, start, end, cache_dir=v.cache, base_url=miner_url, timeout=c.fetch_timeout,
-                              max_bytes=c.max_fetch_bytes, proxy=s.proxy or None, allow_private=s.allow_private)
+            return fetch_clip(clip_id, start, end, cache_dir=v.cache, base_url=miner.url, timeout=c.fetch_timeout,
+                              max_bytes=c.max_fetch_bytes, proxy=s.proxy or None, allow_private=s.allow_private,
+                              sign=lambda method, url: sign_request(v.wallet.hotkey, method, url, b"", miner.hotkey))
     return fetch
 
 # %% ../../nbs/12b_validator_round.ipynb #b2a818c1
