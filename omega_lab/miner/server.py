@@ -6,7 +6,7 @@
 __all__ = ['MetagraphCache', 'problem', 'sign_answer', 'answer_videos', 'send_media', 'make_app', 'ServerCard', 'read_card',
            'write_card', 'build_parts', 'serve', 'main', 'ServerFailed', 'start_server', 'stop_server']
 
-# %% ../../nbs/11c_miner_server.ipynb #321d5cc7
+# %% ../../nbs/11c_miner_server.ipynb #4ceabdd4
 import argparse
 import asyncio
 import json
@@ -26,11 +26,11 @@ from fastapi.responses import FileResponse, JSONResponse
 
 from ..chain import Chain, ChainError, Metagraph, open_wallet
 from ..chain.auth import Gate, NonceStore, Refused, exchange_of, sign_response
-from ..embedding import get_encoder
+from ..embedding import CachedEncoder, get_encoder
 from .answer import Answerer, behaviour
 from .axon import add_axon
 from .openapi import MEDIA_DOC, VIDEOS_DOC
-from .prepare import make_source, open_shelf
+from .prepare import make_source, make_tools, open_shelf
 from .watch import watch
 from .work import Busy, MinerParts, StakeQueue, TooLarge, answer_in_time, bounded_body, target
 from ..protocol import VIDEOS_PATH, VideoRequest, WireError, parse
@@ -159,10 +159,10 @@ def write_card(state: Path, host: str, port: int) -> None:
     temporary.write_text(json.dumps(asdict(card)))
     temporary.rename(state / "server.json")
 
-# %% ../../nbs/11c_miner_server.ipynb #ad3017c2
+# %% ../../nbs/11c_miner_server.ipynb #e7cbd1ca
 def build_parts(settings: Settings, state: Path) -> MinerParts:
     "Everything the server needs, from settings."
-    encoder = get_encoder(settings.encoder.name)
+    encoder = CachedEncoder(get_encoder(settings.encoder.name), Path(settings.paths.data) / "cache" / "miner")
     encoder.encode_text(["warm"])  # the first question should not wait for the model
     wallet = open_wallet(settings.wallet.name, settings.wallet.hotkey, settings.wallet.path)
     chain = Chain(settings.network.endpoint, settings.network.netuid, timeout=settings.network.timeout)
@@ -172,7 +172,8 @@ def build_parts(settings: Settings, state: Path) -> MinerParts:
     answerer = Answerer(open_shelf(state, encoder), encoder, state / "answers.jsonl",
                         behaviour(settings.miner.behaviour), settings.scoring)
     queue = StakeQueue(settings.miner.slots, settings.miner.waiting)
-    return MinerParts(settings, gate, answerer, make_source(settings), wallet.hotkey, queue)
+    source = make_source(settings, settings.miner.deadline / 2)  # no fetch may eat a whole answer's time
+    return MinerParts(settings, gate, answerer, source, wallet.hotkey, queue, tools=make_tools(settings, state))
 
 # %% ../../nbs/11c_miner_server.ipynb #ac5400c3
 def serve(settings: Settings, state: Path) -> None:

@@ -106,10 +106,11 @@ class Hit:
         "Title, tags and description in one string, as a search compares it."
         return " ".join([self.title, *self.tags, self.description])
 
-# %% ../../nbs/03a_sources_base.ipynb #0c99d68e
+# %% ../../nbs/03a_sources_base.ipynb #b56ea785
 class Source(Protocol):
-    "Where clips come from."
+    "Where clips come from. An `endless` source may know something new about any topic; the others are soon read to their end."
     name: str
+    endless: bool
 
     def search(self, topic: str, n: int) -> list[Hit]:
         "At most `n` hits for a topic, best first."

@@ -123,14 +123,14 @@ class HashMemory:
         part.write_text(json.dumps(merged, indent=0))
         part.replace(self.path)
 
-# %% ../../nbs/03b_sources_folder.ipynb #22305d53
+# %% ../../nbs/03b_sources_folder.ipynb #f0ded64a
 class FolderSource:
     """A folder of media files as a source of clips.
 
     `catalog` is the catalog's path (default: `catalog.json` in the folder, which may be missing); `subjects` keeps only
     the entries of these subjects; `rank` scores texts against a topic (default: shared words). CatalogError.
     """
-    name = "folder"
+    name, endless = "folder", False
 
     def __init__(self, folder: str | Path, *, catalog: str | Path | None = None, subjects: Sequence[str] = (),
                  rank: Rank | None = None, cache_dir: str | Path | None = None):

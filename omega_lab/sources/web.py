@@ -95,14 +95,14 @@ def hit_of_name(link: str) -> Hit:
         clip_id_of_link(link), title_of_file(unquote(parts.path).rstrip("/")) if parts.path.strip("/") else parts.netloc
     )
 
-# %% ../../nbs/03e_sources_web.ipynb #e1ac40d7
+# %% ../../nbs/03e_sources_web.ipynb #1bd70529
 class UrlSource:
     """A list of links as a source of clips. `failures` holds the links that could not be described, and why.
 
     `rank` scores texts against a topic (default: shared words). ValueError for an empty list or no link.
     """
 
-    name = "urls"
+    name, endless = "urls", False
 
     def __init__(
         self, links: Sequence[str], cache_dir: str | Path, *, limits: Limits | None = None, rank: Rank | None = None
@@ -160,10 +160,10 @@ def hits_from_search(listed: list[VideoInfo], described: list[VideoInfo], n: int
     hits = [full.get(info.id, info).hit() for info in listed]
     return [hit for hit in hits if hit.id.startswith("youtube:") and not hit.live][:n]
 
-# %% ../../nbs/03e_sources_web.ipynb #365469c5
+# %% ../../nbs/03e_sources_web.ipynb #b1febad1
 class YoutubeSource:
     "YouTube as a source of clips, by yt-dlp. `limits.proxy` is the way out for those whose address YouTube refuses."
-    name = "youtube"
+    name, endless = "youtube", True
 
     def __init__(self, cache_dir: str | Path, *, limits: Limits | None = None):
         self.cache_dir, self.limits = Path(cache_dir), limits or Limits()
