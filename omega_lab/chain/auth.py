@@ -8,14 +8,15 @@ __all__ = ['REFUSALS', 'ANSWER_TAG', 'HEADER_SIGNED_AT', 'HEADER_ANSWER_SIGNATUR
            'Exchange', 'sha256', 'exchange_of', 'AnswerReceipt', 'sign_response', 'signature_holds', 'verify_receipt',
            'verify_response']
 
-# %% ../../nbs/10c_chain_auth.ipynb #27e45128
+# %% ../../nbs/10c_chain_auth.ipynb #0f4801c6
 import hashlib
+import json
 import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -236,12 +237,21 @@ def exchange_of(request_headers: Mapping[str, str], method: str, path: str, requ
     nonce, caller, signer = (sent[name.lower()] for name in (http_auth.HEADER_NONCE, http_auth.HEADER_HOTKEY, http_auth.HEADER_RECEIVER))
     return Exchange(method, path, nonce, caller, signer, sha256(request_body), sha256(response_body))
 
-# %% ../../nbs/10c_chain_auth.ipynb #bf178f87
+# %% ../../nbs/10c_chain_auth.ipynb #f84deea9
 @dataclass(frozen=True)
 class AnswerReceipt:
     "A miner's word for an answer: the exact text it signed and its signature (0x and hex, sr25519)."
     message: str
     signature: str
+
+    def text(self) -> str:
+        "JSON, as it is stored."
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of_text(cls, text: str) -> "AnswerReceipt":
+        "What `text` wrote."
+        return cls(**json.loads(text))
 
 
 def sign_response(keypair: Any, exchange: Exchange) -> dict[str, str]:
