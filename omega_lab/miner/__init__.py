@@ -3,4 +3,7 @@ from omega_lab.miner.answer import Answerer, expected_topics, read_log
 from omega_lab.miner.prepare import Shelf, Tools, make_source, make_tools, open_shelf, prepare
 from omega_lab.miner.server import read_card, start_server, stop_server
 
-__all__ = ["Answerer", "Shelf", "Tools", "expected_topics", "make_source", "make_tools", "open_shelf", "prepare", "read_card", "read_log", "start_server", "stop_server"]
+__all__ = [
+    "Answerer", "Shelf", "Tools", "expected_topics", "make_source", "make_tools",
+    "open_shelf", "prepare", "read_card", "read_log", "start_server", "stop_server",
+]
