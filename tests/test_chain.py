@@ -118,7 +118,7 @@ def test_a_whole_life_in_another_process_with_wallets_on_disk(golden_file, tmp_p
 
 
 @pytest.mark.parametrize(("genesis", "weights", "name"), [
-    ({"min_allowed_weights": 2}, {1: 1.0}, "invalid_argument"),
+    ({"min_allowed_weights": 3}, {1: 1.0}, "invalid_argument"),
     ({"weights_version": 3}, {0: 1.0, 1: 1.0}, "IncorrectWeightVersionKey"),
     ({"stake_threshold_rao": 1000 * TAO}, {0: 1.0, 1: 1.0}, "NotEnoughStakeToSetWeights"),
     ({"max_validators": 1}, {0: 1.0, 1: 1.0}, "NeuronNoValidatorPermit"),
