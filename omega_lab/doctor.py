@@ -74,17 +74,17 @@ def check_encoder_choice(s: Settings) -> Iterator[Finding]:
     else:
         yield Finding("encoder", "ok", f"{encoder.name}@{encoder.revision}")
 
-# %% ../nbs/16b_doctor.ipynb #a0da698b
+# %% ../nbs/16b_doctor.ipynb #373e7931
 def check_chain(s: Settings) -> Iterator[Finding]:
     "Which chain, and whether it answers."
-    from omega_lab.chain import Chain, ChainError
+    from omega_lab.chain import ChainError, open_chain
 
     if s.network.endpoint == "local":
         yield Finding("chain", "note", "the lab's own local chain, started by the demo",
                       "for real use: set [network] endpoint to the address of a subtensor node")
         return
     try:
-        with Chain(s.network.endpoint, s.network.netuid, timeout=min(10.0, s.network.timeout)) as chain:
+        with open_chain(s, timeout=min(10.0, s.network.timeout)) as chain:
             yield Finding("chain", "ok", f"{s.network.endpoint}, subnet {s.network.netuid}, block {chain.block()}")
     except (ChainError, ValueError) as error:
         yield Finding("chain", "missing", str(error), "check [network] endpoint and that the node runs")
