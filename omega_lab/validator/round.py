@@ -7,7 +7,7 @@ __all__ = ['log', 'NotAllowed', 'check_encoder', 'Validator', 'open_validator', 
            'Draft', 'draft_round', 'commit_draft', 'run_round', 'run_rounds', 'weights_now', 'WeightsOutcome',
            'set_weights', 'publish_corpus']
 
-# %% ../../nbs/12b_validator_round.ipynb #097a85c0
+# %% ../../nbs/12b_validator_round.ipynb #c2fed6e4
 import asyncio
 import logging
 import random
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..chain import Chain, ChainError, Metagraph, Neuron, is_local, open_wallet
+from ..chain import Chain, ChainError, Metagraph, Neuron, is_local, open_chain, open_wallet
 from ..chain.auth import sign_request
 from ..chain.cache import MetagraphCache
 from ..corpus import publish
@@ -36,7 +36,7 @@ from ..settings import ScoringSettings, Settings
 from ..sources import fetch_clip
 from ..store import ResponseRecord, RoundRecord, Store, StoreError, sync_index
 from ..validation import Examiner, Novelty, own_novelty, response_seed
-from .ask import Answer, ask_all, sample, serving_miners
+from .ask import Answer, Wires, ask_all, sample, serving_miners
 from .shared import Service, shared_novelty, tell
 
 # %% ../../nbs/12b_validator_round.ipynb #3cb75149
@@ -53,7 +53,7 @@ def check_encoder(encoder: Encoder, endpoint: str) -> None:
         raise NotAllowed(f"the bridge encoder is for a local chain only, {endpoint} is not one: "
                          "its vectors are not the network's; set [encoder] name to a full encoder")
 
-# %% ../../nbs/12b_validator_round.ipynb #757cfc9e
+# %% ../../nbs/12b_validator_round.ipynb #6006d5f6
 @dataclass
 class Validator:
     "A validator at work. `wallet` signs, `chain` knows the miners, `store` remembers, `index` finds near clips."
@@ -66,6 +66,7 @@ class Validator:
     cache: Path  # fetched media
     service: Service | None = None  # that several validators share; None: the own index answers
     untold: str = ""  # why the service has not been told everything
+    wires: Wires = field(default_factory=dict)  # which wire worked with whom
     metagraph: MetagraphCache = field(init=False)  # the last one known while the chain is down
     downloads: threading.BoundedSemaphore = field(init=False)
 
@@ -101,17 +102,17 @@ class Validator:
         self.store.close()
         self.chain.close()
 
-# %% ../../nbs/12b_validator_round.ipynb #2f84df67
+# %% ../../nbs/12b_validator_round.ipynb #6b270eb5
 def open_validator(settings: Settings, state: str | Path) -> Validator:
     "A validator on a state folder: its store, its index, its wallet and its chain, from settings."
     state, data = Path(state), Path(settings.paths.data)
     inner = BoundedEncoder(get_encoder(settings.encoder.name), settings.validator.encode_slots)
     encoder = CachedEncoder(inner, data / "cache" / "validator")  # never the miners' cache
     wallet = open_wallet(settings.wallet.name, settings.wallet.hotkey, settings.wallet.path)
-    chain = Chain(settings.network.endpoint, settings.network.netuid, timeout=settings.network.timeout)
+    chain = open_chain(settings)
     return Validator(settings, wallet, chain, encoder, Store(state), NoveltyIndex(state / "index", encoder.dim), data / "cache" / "media")
 
-# %% ../../nbs/12b_validator_round.ipynb #6f69c46b
+# %% ../../nbs/12b_validator_round.ipynb #bc666524
 def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.ndarray, answer: Answer, round_seed: int) -> ResponseRecord:
     "An answer's clips, their evidence and the verdict. An answer that breaks the wire's rules counts as none."
     seed, status, detail = response_seed(round_seed, answer.miner.hotkey), answer.status, answer.detail
@@ -132,6 +133,7 @@ def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.nda
                 for profile in PROFILES}
     return ResponseRecord(answer.miner.uid, answer.miner.hotkey, status, detail, answer.seconds, answer.received_at, answer.body_sha256,
                           seed, clips, evidence, vectors, verdicts[scoring.profile], (False,) * len(clips),
+                          wire=answer.wire, receipt=answer.receipt.text() if answer.receipt else "",
                           rewards={profile: verdict.reward for profile, verdict in verdicts.items()})
 
 
@@ -197,7 +199,7 @@ class Draft:
     version: int
     responses: tuple[ResponseRecord, ...]
 
-# %% ../../nbs/12b_validator_round.ipynb #d48950ed
+# %% ../../nbs/12b_validator_round.ipynb #e569a127
 def draft_round(v: Validator, topic: str, metagraph: Metagraph | None = None) -> Draft:
     "Ask the miners for `topic` and judge their answers. Nothing is written."
     started, metagraph, version = now(), metagraph or v.metagraph(), v.index.version
@@ -205,7 +207,7 @@ def draft_round(v: Validator, topic: str, metagraph: Metagraph | None = None) ->
     s = v.settings.validator
     miners = sample(serving_miners(metagraph, v.wallet.hotkey.ss58_address, int(s.max_miner_stake_tao * 10**9)), s.sample_size, seed)
     request = VideoRequest(query=topic, num_videos=s.num_videos)
-    answers = run_async(ask_all(miners, request, v.wallet.hotkey, s.timeout + s.margin, s.max_response_bytes))
+    answers = run_async(ask_all(miners, request, v.wallet.hotkey, s.timeout + s.margin, s.max_response_bytes, s.wire, v.latent_space, v.wires))
     query = unit(v.encoder.encode_text([topic])[0])
     examiner = Examiner(v.encoder, v.novelty(version), v.settings.scoring, v.settings.checks)
     with ThreadPoolExecutor(s.download_slots) as pool:  # answers whose media are fetched wait for each other no longer than needed
