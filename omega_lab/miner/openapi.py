@@ -15,7 +15,7 @@ from ..chain.auth import HEADER_ANSWER_SIGNATURE, HEADER_SIGNED_AT
 from ..chain.synapse import FIELDS, Question, Reply
 from ..protocol import VideoRequest, VideoResponse
 
-# %% ../../nbs/11j_miner_openapi.ipynb #9460df6b
+# %% ../../nbs/11j_miner_openapi.ipynb #4f4b21f3
 class Problem(BaseModel):
     "Why a request was not answered, in one sentence."
     model_config = ConfigDict(frozen=True)
@@ -23,7 +23,7 @@ class Problem(BaseModel):
 
 
 PROBLEMS = {400: "not an HTTP request", 401: "not signed, or not properly, or not now", 403: "signed by a hotkey that may not ask",
-            404: "no such medium here", 408: "the body did not arrive in time", 409: "sent before: sign each attempt anew",
+            404: "no such thing here", 408: "the body did not arrive in time", 409: "sent before (sign each attempt anew), or at odds with what was kept",
             413: "the body is too large", 422: "signed properly, but not well formed", 429: "this hotkey asks too often",
             503: "too many are waiting, or the chain was never reached"}
 
