@@ -192,7 +192,7 @@ def make_plan(pipeline: str, parameters: Mapping[str, Any], *, every: float | No
     own = state or (default if isinstance(default, str) else f"data/state/{pipeline}")
     return Plan(pipeline, dict(parameters), Path(own), Path(runs or Path("runs") / pipeline), every, Path(output) if output else None)
 
-# %% ../nbs/16d_schedule.ipynb #210bf0cf
+# %% ../nbs/16d_schedule.ipynb #110ad6d9
 class Schedule:
     """Plays a plan until it is stopped. `between` is asked after each round; when it says True the schedule ends with "restart".
 
@@ -225,7 +225,7 @@ class Schedule:
         error = self._round()
         self._note(running="")
         if error and not self.stopper.wanted:
-            raise error
+            raise error if isinstance(error, PipelineError) else PipelineError(f"{self.plan.pipeline}: {type(error).__name__}: {error}") from error
         return "stopped" if self.stopper.wanted else "done"
 
     def _forever(self, every: float) -> Literal["stopped", "restart"]:
