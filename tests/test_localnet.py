@@ -12,7 +12,7 @@ import bittensor as bt
 import pytest
 from websockets.sync.client import connect
 
-from omega_lab.chain import Chain, ChainDown, ChainError, dev_wallet
+from omega_lab.chain import Chain, ChainDown, dev_wallet
 from omega_lab.chain.ledger import Ledger, StateDiscarded
 from omega_lab.chain.localnet import LocalNet, hash_of, run_localnet
 from omega_lab.chain.rules import Genesis, account_of, free_rao
@@ -167,9 +167,9 @@ def test_the_sdk_is_told_that_its_extrinsic_was_retracted(scene):
 
     thread = threading.Thread(target=fork_soon)
     thread.start()
-    with pytest.raises(ChainError, match="retracted"):
-        scene.chain.transfer(dev_wallet("//Alice"), account_of("//Bob"), TAO)
+    outcome = scene.chain.link.ask("a transfer", lambda client: client.submit_call(pay("Bob", TAO), dev_wallet("//Alice")))
     thread.join()
+    assert not outcome.success and "retracted" in outcome.message
 
 
 def test_state_is_kept_for_as_many_blocks_as_wanted(golden_file):

@@ -205,8 +205,8 @@ def test_no_answer_of_the_sdk_s_memory_is_believed(scene):
     scene.settle()
 
     async def ask(client):
-        number = await client._substrate.raw.get_block_number(lost.hash)
-        return await client._substrate.block_hash(number)
+        number = await client.substrate.raw.get_block_number(lost.hash)
+        return await client.substrate.block_hash(number)
 
     assert scene.chain.link.ask("a hash", ask) == lost.hash != scene.ledger.blocks[lost.number].hash
     with pytest.raises(PaymentRefused) as refused:
@@ -235,6 +235,15 @@ def test_a_node_that_is_away_leaves_it_open(golden_file):
     with pytest.raises(PaymentUnknown) as unknown:
         verify_payment(scene.net.endpoint, block.hash, ALICE, BOB, TAO, timeout=2)
     assert unknown.value.reason is Reason.UNREACHABLE
+
+
+def test_the_next_endpoint_is_asked_when_one_is_away(golden_file):
+    with Scenario(golden_file, finality_lag=0) as scene:
+        block = scene.run("Alice", pay("Bob", TAO))
+        with Chain("ws://127.0.0.1:9", 24, fallback=[scene.net.endpoint]) as chain:
+            assert verify_payment(chain, block.hash, ALICE, BOB, TAO).block == block.number
+            with pytest.raises(PaymentRefused):
+                verify_payment(chain, block.hash, ALICE, BOB, TAO + 1)
 
 
 def test_an_archive_node_knows_what_others_have_dropped(golden_file):
@@ -396,8 +405,8 @@ def test_a_live_node():
     with Chain(endpoint, genesis.netuid) as chain:
         head, final = chain.block(), chain.link.ask("the final block", lambda client: client.finalized_block())
         assert 0 < final <= head
-        block_hash = chain.link.ask("its hash", lambda client: client._substrate.block_hash(final))
-        events = chain.link.ask("its events", lambda client: client._substrate.events(block_hash))
+        block_hash = chain.link.ask("its hash", lambda client: client.substrate.block_hash(final))
+        events = chain.link.ask("its events", lambda client: client.substrate.events(block_hash))
         assert any(event["event_id"] == "ExtrinsicSuccess" for event in events)
         for transfer in transfers(events):
             asked = Question(block_hash, transfer.sender, transfer.recipient, max(transfer.rao, 1))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'UPDATE', 'T', 'Watch', 'Node', 'hash_of', 'notify', 'LocalNet', 'write_ready', 'run_localnet',
-           'need_accounts', 'parse_funding', 'main', 'localnet_process', 'end']
+           'need_accounts', 'to_rao', 'parse_funding', 'main', 'localnet_process', 'end']
 
 # %% ../../nbs/10k_chain_localnet.ipynb #2ed39c65
 import argparse
@@ -350,19 +350,26 @@ def need_accounts(fund: Mapping[str, int]) -> dict[str, int]:
             raise ValueError(f"{who} cannot be given {rao} rao: {EXISTENTIAL_DEPOSIT_RAO} at least, and less than 2^63")
     return dict(fund)
 
-# %% ../../nbs/10k_chain_localnet.ipynb #0de00a1e
+# %% ../../nbs/10k_chain_localnet.ipynb #0cf69c2c
+def to_rao(tao: str) -> int:
+    "An amount written in TAO as whole rao, exactly. ValueError when it is none above 0 with at most nine decimals."
+    try:
+        rao = Decimal(tao) * RAO_PER_TAO
+    except InvalidOperation:
+        rao = Decimal("nan")
+    if not rao.is_finite() or rao != int(rao) or rao <= 0:
+        raise ValueError(f"{tao!r} is no amount of TAO: write it as 12.5, above 0 and with at most nine decimals")
+    return int(rao)
+
+# %% ../../nbs/10k_chain_localnet.ipynb #72c6bc99
 def parse_funding(texts: Iterable[str]) -> dict[str, int]:
     "ADDRESS=TAO texts as address -> rao, exactly. ValueError for others."
     fund = {}
     for text in texts:
-        who, _, tao = text.partition("=")
-        try:
-            rao = Decimal(tao) * RAO_PER_TAO
-        except InvalidOperation:
-            rao = Decimal("nan")
-        if not rao.is_finite() or rao != int(rao):
-            raise ValueError(f"{text!r} is not ADDRESS=TAO with at most nine decimals, such as //Bob=12.5")
-        fund[who] = int(rao)
+        who, equals, tao = text.partition("=")
+        if not equals:
+            raise ValueError(f"{text!r} is not ADDRESS=TAO, such as //Bob=12.5")
+        fund[who] = to_rao(tao)
     return fund
 
 # %% ../../nbs/10k_chain_localnet.ipynb #9c41ec4c

@@ -8,7 +8,7 @@ __all__ = ['BATCHES', 'UNREAD', 'PAID', 'REFUSED', 'UNKNOWN', 'USAGE', 'BROKEN',
            'attempts', 'broken', 'attempted', 'why_not', 'height_of', 'locate', 'judge', 'cannot_know', 'ask',
            'verify_payment', 'Parser', 'payment_parser', 'main_verify_payment']
 
-# %% ../../nbs/10n_chain_payments.ipynb #4253de50
+# %% ../../nbs/10n_chain_payments.ipynb #b16966c9
 import argparse
 import asyncio
 import json
@@ -29,7 +29,7 @@ from bittensor.settings import default_archive_endpoints, resolve_endpoint
 from bittensor.sp_core import ss58_decode
 
 from .link import ChainDown, ChainError, is_local, own_runtime_cache, translate
-from .network import Chain
+from .network import ChainReader
 from .state import SS58_FORMAT
 
 # %% ../../nbs/10n_chain_payments.ipynb #9adf0394
@@ -287,24 +287,31 @@ async def ask(endpoint: str, archive: Sequence[str], asked: Question, claimed: C
         except UNREAD:
             pass
 
-# %% ../../nbs/10n_chain_payments.ipynb #af7bcccc
-def verify_payment(chain: str | Chain, block_hash: str, sender: str, recipient: str, rao: int, *,
+# %% ../../nbs/10n_chain_payments.ipynb #5132a4f3
+def verify_payment(chain: str | ChainReader, block_hash: str, sender: str, recipient: str, rao: int, *,
                    not_before: int | None = None, claimed: Collection[Any] = (), archive: str | None = None,
                    timeout: float = 30.0) -> Payment:
     """The first transfer of at least `rao` from `sender` to `recipient` in this block that is not in `claimed`.
 
-    `chain` is an endpoint (ws://…), a network's name, or a Chain whose endpoint is asked on a connection of its own.
+    `chain` is an endpoint (ws://…), a network's name, or a chain whose endpoints are asked in turn, on connections of
+    their own and for `timeout` seconds each, until one knows.
     The block must be final, canonical and not older than block `not_before`. `claimed` holds keys (block, extrinsic,
     event). `archive` is asked when the node has dropped the block's state. Blocks; safe in any thread and in a
     notebook. Raises PaymentRefused (no), PaymentUnknown (not known now), ValueError (no such question).
     """
     asked = Question(block_hash, sender, recipient, rao, not_before)
-    network, endpoint = resolve_endpoint(chain.endpoint if isinstance(chain, Chain) else chain)
-    if is_local(endpoint):
+    networks = [resolve_endpoint(name) for name in (chain.link.endpoints if isinstance(chain, ChainReader) else [chain])]
+    if all(is_local(endpoint) for _, endpoint in networks):
         own_runtime_cache()
-    archives = [resolve_endpoint(archive)[1]] if archive else default_archive_endpoints(network)
-    with ThreadPoolExecutor(1) as thread:  # a loop of its own, also where one runs already
-        return thread.submit(asyncio.run, ask(endpoint, archives, asked, claimed, timeout)).result()
+    unknown = []
+    for network, endpoint in networks:
+        archives = [resolve_endpoint(archive)[1]] if archive else default_archive_endpoints(network)
+        try:
+            with ThreadPoolExecutor(1) as thread:  # a loop of its own, also where one runs already
+                return thread.submit(asyncio.run, ask(endpoint, archives, asked, claimed, timeout)).result()
+        except PaymentUnknown as error:
+            unknown.append(error)
+    raise next((error for error in unknown if error.reason is not Reason.UNREACHABLE), unknown[-1])
 
 # %% ../../nbs/10n_chain_payments.ipynb #4705b6b4
 PAID, REFUSED, UNKNOWN, USAGE, BROKEN = 0, 1, 2, 64, 70
