@@ -13,6 +13,7 @@ import pytest
 from websockets.sync.client import connect
 
 from omega_lab.chain import Chain, ChainDown, dev_wallet
+from omega_lab.chain.hand import main_chain_fund, main_chain_register, main_chain_show, main_chain_stake
 from omega_lab.chain.ledger import Ledger, StateDiscarded
 from omega_lab.chain.localnet import LocalNet, hash_of, run_localnet
 from omega_lab.chain.rules import Genesis, account_of, free_rao
@@ -251,3 +252,27 @@ def test_money_for_nobody(golden_file, fund):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_subnet_by_hand(golden_file, tmp_path, capsys):
+    with LocalNet(golden_file, block_seconds=None) as net:
+        def said(main, *arguments, **options) -> tuple[int, str]:
+            return main(net.endpoint, *arguments, **options), "".join(capsys.readouterr())
+
+        wallet = {"name": "lab", "path": str(tmp_path)}
+        assert said(main_chain_register, hotkey="miner", **wallet)[0] == 1  # no such wallet yet
+        code, text = said(main_chain_register, hotkey="miner", create=True, fund="10", **wallet)
+        assert code == 0 and text.startswith("uid 0 on subnet 24")
+        assert said(main_chain_register, hotkey="validator", create=True, **wallet)[1].startswith("uid 1")
+        assert said(main_chain_stake, "2.5", hotkey="validator", **wallet) == (0, "uid 1 has 2.5 TAO of stake and may validate\n")
+        assert said(main_chain_fund, "//Bob", "0.000001")[1] == f"{account_of('//Bob')} has 0.000001 TAO\n"
+        shown = said(main_chain_show)[1].splitlines()
+        assert shown[0].endswith("subnet 24, 2 neurons") and "2.5 TAO  permit" in shown[2]
+        for code, word, main, *arguments in [(64, "'much'", main_chain_fund, "//Bob", "much"), (64, "receiver 'Bob'", main_chain_fund, "Bob", "1"),
+                                             (64, "0.0000000001", main_chain_fund, "//Bob", "0.0000000001"), (64, "'-1'", main_chain_stake, "-1"),
+                                             (1, "no coldkey", main_chain_stake, "1")]:
+            options = {} if main is main_chain_fund else {"path": str(tmp_path / "none")}
+            got, text = said(main, *arguments, **options)
+            assert got == code and word in text, text
+    assert main_chain_show(net.endpoint) == 1 and "not reachable" in capsys.readouterr().err
+    assert main_chain_stake("ws://192.0.2.7", "1", **wallet) == 1 and "--yes" in capsys.readouterr().err

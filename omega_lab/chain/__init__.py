@@ -26,6 +26,14 @@ from omega_lab.chain.network import (
     WeightsResult,
     open_chain,
 )
+from omega_lab.chain.payments import (
+    Payment,
+    PaymentKey,
+    PaymentRefused,
+    PaymentUnknown,
+    Reason,
+    verify_payment,
+)
 from omega_lab.chain.weights import (
     WeightsCheck,
     WeightsReport,
@@ -36,6 +44,7 @@ from omega_lab.chain.weights import (
 )
 
 __all__ = [
+    "LAB_VERSION",
     "AnswerReceipt",
     "Chain",
     "ChainDown",
@@ -44,10 +53,14 @@ __all__ = [
     "DevWallet",
     "Gate",
     "Hyperparameters",
-    "LAB_VERSION",
     "Metagraph",
     "Neuron",
     "NonceStore",
+    "Payment",
+    "PaymentKey",
+    "PaymentRefused",
+    "PaymentUnknown",
+    "Reason",
     "Receipt",
     "ReceiptError",
     "Refused",
@@ -64,6 +77,7 @@ __all__ = [
     "sign_request",
     "sign_response",
     "to_u16",
+    "verify_payment",
     "verify_receipt",
     "verify_response",
 ]
