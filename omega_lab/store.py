@@ -149,7 +149,7 @@ def vectors_frame(record: RoundRecord) -> pl.DataFrame:
                         schema={"hotkey": pl.String, "position": pl.Int32}).with_columns(
         pl.Series(name, values, dtype=array) for name, values in columns.items())
 
-# %% ../nbs/08_store.ipynb #a6374430
+# %% ../nbs/08_store.ipynb #b55c5177
 class Store:
     "A validator's memory under `folder`: `scores.duckdb` and `vectors/`. Use it as a context manager, or close it."
 
@@ -253,6 +253,19 @@ class Store:
                 self._con.execute("insert or replace into weights values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                                   [number, block, uid, hotkey, weight, sent, seen, extrinsic, sealed])
         self._transaction(insert)
+
+    def sealed_weights(self) -> tuple[int, int, str, dict[int, int]] | None:
+        "(round, block, extrinsic, uid -> u16) of the last row that was committed sealed and not yet seen open; or None."
+        rows = self._con.execute("""select round, block, extrinsic, uid, sent from weights where sealed and on_chain is null
+            and round = (select max(round) from weights)""").fetchall()
+        return (*rows[0][:3], {uid: sent for *_, uid, sent in rows}) if rows else None
+
+    def weights_seen(self, number: int, shown: Mapping[int, int]) -> None:
+        "The row of a round as the chain shows it."
+        def update():
+            for uid, in self._con.execute("select uid from weights where round = ?", [number]).fetchall():
+                self._con.execute("update weights set on_chain = ? where round = ? and uid = ?", [shown.get(uid, 0), number, uid])
+        self._transaction(update)
 
     def vectors(self, number: int) -> pl.DataFrame:
         "A round's embeddings: hotkey, position, query_emb, video_emb, audio_emb, description_emb."

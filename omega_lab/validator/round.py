@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['log', 'NotAllowed', 'check_encoder', 'Validator', 'open_validator', 'judge', 'mark_entering', 'run_async', 'now',
            'Draft', 'draft_round', 'commit_draft', 'run_round', 'run_rounds', 'weights_now', 'WeightsOutcome',
-           'set_weights', 'publish_corpus']
+           'keep_weights', 'look_at_sealed', 'set_weights', 'publish_corpus']
 
-# %% ../../nbs/12b_validator_round.ipynb #c2fed6e4
+# %% ../../nbs/12b_validator_round.ipynb #17c8e864
 import asyncio
 import logging
 import random
@@ -24,6 +24,8 @@ import numpy as np
 
 from ..chain import Chain, ChainError, Metagraph, Neuron, is_local, open_chain, open_wallet
 from ..chain.auth import sign_request
+from ..chain.network import WeightsResult
+from ..chain.weights import WeightsReport, revealed, set_weights_until_seen
 from ..chain.cache import MetagraphCache
 from ..corpus import publish
 from ..embedding import CachedEncoder, get_encoder
@@ -258,35 +260,52 @@ def weights_now(v: Validator, metagraph: Metagraph) -> dict[int, float]:
     combined = combine({task: v.store.averages(task) for task in shares}, shares, v.settings.scoring.profile)
     return {uids[hotkey]: weight for hotkey, weight in combined.items() if hotkey in uids and weight > 0}
 
-# %% ../../nbs/12b_validator_round.ipynb #f70eebda
+# %% ../../nbs/12b_validator_round.ipynb #2972e07f
 @dataclass(frozen=True)
 class WeightsOutcome:
-    "Whether weights were set, and why not."
+    "Whether weights are on the chain, and why not."
     done: bool
     detail: str
     block: int = 0
 
-# %% ../../nbs/12b_validator_round.ipynb #e482d8e9
+# %% ../../nbs/12b_validator_round.ipynb #24ac1682
+def keep_weights(v: Validator, metagraph: Metagraph, weights: dict[int, float], report: WeightsReport) -> None:
+    "Store a row that was sent, with what the chain showed of it."
+    result, hotkeys = report.result, {n.uid: n.hotkey for n in metagraph.neurons}
+    if result is None:
+        return
+    rows = [(uid, hotkeys.get(uid, ""), weights.get(uid, 0.0), result.sent.get(uid, 0), None if result.sealed else report.shown.get(uid))
+            for uid in sorted(weights.keys() | result.sent.keys())]
+    v.store.record_weights(v.store.next_round() - 1, result.block, rows, result.extrinsic_hash, result.sealed)
+
+
+def look_at_sealed(v: Validator) -> str:
+    "Compare the last sealed row with the chain once it is open; what came of it, or nothing."
+    if (kept := v.store.sealed_weights()) is None:
+        return ""
+    number, block, extrinsic, sent = kept
+    check = revealed(v.chain, v.wallet, WeightsResult(block, extrinsic, sent, sealed=True))
+    if check is None:
+        return ""
+    v.store.weights_seen(number, v.chain.weights(v.chain.weight_rules(v.wallet.hotkey.ss58_address).uid))
+    return f"the row sealed in block {block} is open and " + ("as sent" if check.agrees else f"differs: {check}")
+
+# %% ../../nbs/12b_validator_round.ipynb #86026b0f
 def set_weights(v: Validator, force: bool = False) -> WeightsOutcome:
-    "Set weights when they are due (`force`: now). A chain that is down or refuses costs the weights, not the validator."
+    "Set weights when they are due (`force`: as soon as the chain takes them). A chain that is down or refuses costs the weights, not the validator."
     try:
         metagraph = v.chain.metagraph()
-        own = metagraph.by_hotkey(v.wallet.hotkey.ss58_address)
-        if own is None:
+        if metagraph.by_hotkey(v.wallet.hotkey.ss58_address) is None:
             return WeightsOutcome(False, "this validator is not registered on the subnet")
-        age, weights = metagraph.block - own.last_update, weights_now(v, metagraph)
+        opened, weights = look_at_sealed(v), weights_now(v, metagraph)
         if not weights:
             return WeightsOutcome(False, "no miner has earned anything yet")
-        if age < v.settings.validator.weights_every and not force:
-            return WeightsOutcome(False, f"set {age} blocks ago, due after {v.settings.validator.weights_every}")
-        result = v.chain.set_weights(v.wallet, weights)
-        seen = v.chain.weights(own.uid)
+        report = set_weights_until_seen(v.chain, v.wallet, weights, every=0 if force else v.settings.validator.weights_every)
     except (ChainError, ValueError) as error:
         return WeightsOutcome(False, str(error))
-    hotkeys = {n.uid: n.hotkey for n in metagraph.neurons}
-    rows = [(uid, hotkeys[uid], w, result.sent.get(uid, 0), seen.get(uid)) for uid, w in weights.items()]
-    v.store.record_weights(v.store.next_round() - 1, result.block, rows, result.extrinsic_hash)
-    return WeightsOutcome(True, f"set for {len(rows)} miners", result.block)
+    keep_weights(v, metagraph, weights, report)
+    detail = "; ".join(part for part in (report.detail, opened) if part)
+    return WeightsOutcome(report.done, detail, report.result.block if report.result else 0)
 
 # %% ../../nbs/12b_validator_round.ipynb #87283222
 def publish_corpus(v: Validator, flush: bool = False) -> list[Path]:
