@@ -178,7 +178,7 @@ async def notify(connection: ServerConnection, method: str, subscription: str, r
     with contextlib.suppress(ConnectionClosed):
         await connection.send(json.dumps(frame))
 
-# %% ../../nbs/10k_chain_localnet.ipynb #2cf048b6
+# %% ../../nbs/10k_chain_localnet.ipynb #323efe22
 T = TypeVar("T")
 
 
@@ -275,11 +275,13 @@ class LocalNet:
         if self.node.block_seconds is not None:
             waiting.add(asyncio.create_task(self.node.run_blocks()))
         self._ready.set()
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:
             task.cancel()
         self.node.answering.set()
         await self._close()
+        for task in done:
+            task.result()  # making blocks ends by an error only: show it
 
     async def _listen(self) -> None:
         self._server = await serve(self.node.handle, "127.0.0.1", self.port, max_size=2**24, close_timeout=1)
@@ -390,9 +392,9 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
 
-# %% ../../nbs/10k_chain_localnet.ipynb #3b2ddacb
+# %% ../../nbs/10k_chain_localnet.ipynb #cd27d2a5
 @contextlib.contextmanager
-def localnet_process(golden: str | Path, ready: str | Path, *, block_seconds: float = 1.0,
+def localnet_process(golden: str | Path, ready: str | Path, *, block_seconds: float = 1.0, finality_lag: int = 0,
                      timeout: float = 30.0) -> Iterator[str]:
     """A local chain in its own process; yields its endpoint and stops it at the end.
 
@@ -401,7 +403,7 @@ def localnet_process(golden: str | Path, ready: str | Path, *, block_seconds: fl
     ready = Path(ready)
     ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", "omega_lab.chain.localnet", "--golden", str(golden), "--ready", str(ready),
-               "--block-seconds", str(block_seconds)]
+               "--block-seconds", str(block_seconds), "--finality-lag", str(finality_lag)]
     with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stderr=errors) as process:
         try:
             deadline = time.monotonic() + timeout
