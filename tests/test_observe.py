@@ -165,6 +165,9 @@ def test_a_miners_log_is_lines_of_json(miner):
     lines = (miner.state / "server.log").read_text().splitlines()
     assert all(json.loads(line)["logger"] for line in lines if line)
     assert any("uvicorn" in json.loads(line)["logger"] for line in lines)
+    answered = [line for line in map(json.loads, lines) if line["message"] == "answered"]
+    assert answered and answered[0]["validator"] == miner.wallets["validator"].hotkey.ss58_address
+    assert answered[0]["topic"] == "a big cat" and answered[0]["clips"] == 2 and answered[0]["seconds"] >= 0
 
 
 def test_labels_are_bounded():
