@@ -9,15 +9,16 @@ __all__ = ['EXISTENTIAL_DEPOSIT_RAO', 'MIN_STAKE_RAO', 'Event', 'COLUMNS', 'Gene
            'need_subnet', 'need_uid', 'evict', 'burned_register', 'seat', 'add_stake', 'change_stake', 'remove_stake',
            'serve_axon']
 
-# %% ../../nbs/10f_chain_rules.ipynb #d5c326c1
+# %% ../../nbs/10f_chain_rules.ipynb #5f0c2e21
 from dataclasses import dataclass, field
 from typing import Any
 
 from bittensor.sp_core import Keypair
 
+from .beacon import RECORDED, write_pulse
 from .state import RAO_PER_TAO, U16_MAX, Storage, to_hex
 
-# %% ../../nbs/10f_chain_rules.ipynb #80743bf1
+# %% ../../nbs/10f_chain_rules.ipynb #2ac8952d
 @dataclass(frozen=True)
 class Genesis:
     "The subnet and the accounts a local chain starts with. Limits count blocks, money is rao, weights are u16."
@@ -28,6 +29,8 @@ class Genesis:
     max_weights_limit: int = U16_MAX
     weights_version: int = 0
     commit_reveal: bool = False
+    reveal_period: int = 1  # epochs between a commit and its reveal
+    emission_rao: int = RAO_PER_TAO  # for each block, paid as stake at the end of an epoch
     max_validators: int = 64
     max_uids: int = 256
     immunity_period: int = 4096
@@ -41,7 +44,7 @@ def account_of(uri: str) -> str:
     "The address of a development key such as //Alice. Everyone knows these keys: they hold nothing elsewhere."
     return Keypair.create_from_uri(uri).ss58_address
 
-# %% ../../nbs/10f_chain_rules.ipynb #9212a5c3
+# %% ../../nbs/10f_chain_rules.ipynb #dd82b5c5
 def write_genesis(storage: Storage, genesis: Genesis) -> None:
     "Block 0: the accounts with money and one empty, active subnet owned by //Owner."
     owner = account_of("//Owner")
@@ -49,12 +52,16 @@ def write_genesis(storage: Storage, genesis: Genesis) -> None:
         set_free(storage, account_of(uri) if uri.startswith("//") else uri, rao)
     storage.put("SubtensorModule", "TotalNetworks", value=1)
     storage.put("SubtensorModule", "StakeThreshold", value=genesis.stake_threshold_rao)
+    storage.put("SubtensorModule", "BlockEmission", value=genesis.emission_rao)
+    if genesis.commit_reveal:
+        write_pulse(storage, RECORDED)
     items = {
         "NetworksAdded": True, "SubtokenEnabled": True, "NetworkRegistrationAllowed": True, "SubnetMechanism": 0,
         "SubnetOwner": owner, "SubnetOwnerHotkey": owner, "TokenSymbol": "ω".encode(), "Tempo": genesis.tempo,
         "WeightsSetRateLimit": genesis.weights_rate_limit, "MinAllowedWeights": genesis.min_allowed_weights,
         "MaxWeightsLimit": genesis.max_weights_limit, "WeightsVersionKey": genesis.weights_version,
-        "CommitRevealWeightsEnabled": genesis.commit_reveal, "MaxAllowedValidators": genesis.max_validators,
+        "CommitRevealWeightsEnabled": genesis.commit_reveal, "RevealPeriodEpochs": genesis.reveal_period,
+        "MaxAllowedValidators": genesis.max_validators,
         "MaxAllowedUids": genesis.max_uids, "ImmunityPeriod": genesis.immunity_period,
         "ServingRateLimit": genesis.serving_rate_limit, "Burn": genesis.burn_rao,
     }
@@ -210,13 +217,14 @@ def need_uid(storage: Storage, netuid: int, hotkey: str) -> int:
         raise refuse(storage, "HotKeyNotRegisteredInSubNet")
     return uid
 
-# %% ../../nbs/10f_chain_rules.ipynb #6bbeb86c
+# %% ../../nbs/10f_chain_rules.ipynb #722b91c3
 def evict(storage: Storage, netuid: int, block: int) -> int:
-    "Free a place on a full subnet: lowest incentive first, then the oldest. NoNeuronIdAvailable when all are immune."
+    "Free a place on a full subnet: who earns least, then the oldest. NoNeuronIdAvailable when all are immune."
     immunity = storage.get("SubtensorModule", "ImmunityPeriod", netuid)
-    incentive = storage.get("SubtensorModule", "Incentive", netuid)
-    born = [storage.get("SubtensorModule", "BlockAtRegistration", netuid, uid) for uid in range(len(incentive))]
-    old = [(incentive[uid], born[uid], uid) for uid in range(len(born)) if block - born[uid] >= immunity]
+    shares = zip(*(storage.get("SubtensorModule", column, netuid) for column in ("Incentive", "Dividends")), strict=True)
+    earned = [sum(pair) for pair in shares]
+    born = [storage.get("SubtensorModule", "BlockAtRegistration", netuid, uid) for uid in range(len(earned))]
+    old = [(earned[uid], born[uid], uid) for uid in range(len(born)) if block - born[uid] >= immunity]
     if not old:
         raise refuse(storage, "NoNeuronIdAvailable")
     uid = min(old)[2]

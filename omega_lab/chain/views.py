@@ -33,27 +33,27 @@ def hyperparameters(storage: Storage, netuid: int) -> dict[str, int | bool]:
              "registration_allowed": "NetworkRegistrationAllowed", "subnet_is_active": "SubtokenEnabled"}
     return {name: storage.get("SubtensorModule", item, netuid) for name, item in names.items()}
 
-# %% ../../nbs/10h_chain_views.ipynb #d7dca42c
+# %% ../../nbs/10h_chain_views.ipynb #3f0d0523
 def neuron_columns(storage: Storage, netuid: int) -> dict[str, list[Any]]:
     "The metagraph's columns, one value per uid: keys, axons, stakes in rao, shares as u16."
     read = partial(storage.get, "SubtensorModule")
     keys, held = hotkeys(storage, netuid), stakes(storage, netuid)
-    zeros = ("dividends", "consensus", "trust", "rank", "pruning_score", "emission", "tao_stake", "collateral_locked",
-             "collateral_min", "collateral_earned")
+    zeros = ("trust", "rank", "pruning_score", "tao_stake", "collateral_locked", "collateral_min", "collateral_earned")
     return {
         "hotkeys": keys, "coldkeys": [read("Owner", key) for key in keys], "identities": [None] * len(keys),
         "axons": [read("Axons", netuid, key) or NO_AXON for key in keys],
         "active": read("Active", netuid), "validator_permit": read("ValidatorPermit", netuid),
         "last_update": read("LastUpdate", netuid), "incentives": read("Incentive", netuid),
+        "dividends": read("Dividends", netuid), "consensus": read("Consensus", netuid), "emission": read("Emission", netuid),
         "block_at_registration": [read("BlockAtRegistration", netuid, uid) for uid in range(len(keys))],
         "alpha_stake": held, "total_stake": held, **dict.fromkeys(zeros, [0] * len(keys)),
     }
 
-# %% ../../nbs/10h_chain_views.ipynb #14ff0c82
+# %% ../../nbs/10h_chain_views.ipynb #be41f449
 METAGRAPH_ZEROS = (
-    "network_registered_at", "last_step", "subnet_emission", "alpha_in", "alpha_out", "tao_in", "alpha_out_emission",
+    "network_registered_at", "subnet_emission", "alpha_in", "alpha_out", "tao_in", "alpha_out_emission",
     "alpha_in_emission", "tao_in_emission", "pending_alpha_emission", "pending_root_emission", "subnet_volume", "rho",
-    "kappa", "activity_cutoff", "difficulty", "min_difficulty", "max_difficulty", "min_burn", "max_burn",
+    "difficulty", "min_difficulty", "max_difficulty", "min_burn", "max_burn",
     "adjustment_alpha", "adjustment_interval", "target_regs_per_interval", "max_regs_per_block", "alpha_high",
     "alpha_low", "bonds_moving_avg",
 )
@@ -70,7 +70,9 @@ def metagraph(storage: Storage, netuid: int) -> dict[str, Any] | None:
               "commit_reveal_period", "registration_allowed")
     return dict.fromkeys(METAGRAPH_ZEROS, 0) | {name: settings[name] for name in shared} | columns | {
         "netuid": netuid, "name": list(b"omega"), "symbol": list("ω".encode()), "identity": None, "block": block,
-        "blocks_since_last_step": block % (settings["tempo"] + 1), "moving_price": {"bits": 1 << 32},
+        "blocks_since_last_step": storage.get("SubtensorModule", "BlocksSinceLastStep", netuid),
+        "last_step": storage.get("SubtensorModule", "LastEpochBlock", netuid), "kappa": storage.get("SubtensorModule", "Kappa", netuid),
+        "activity_cutoff": storage.get("SubtensorModule", "ActivityCutoff", netuid), "moving_price": {"bits": 1 << 32},
         "owner_hotkey": storage.get("SubtensorModule", "SubnetOwnerHotkey", netuid),
         "owner_coldkey": storage.get("SubtensorModule", "SubnetOwner", netuid),
         "num_uids": len(columns["hotkeys"]), "max_uids": settings["max_allowed_uids"],
