@@ -39,14 +39,15 @@ class MinerMetrics(Metrics):
         (self.clips if clips else self.empty).inc(clips or 1)
         self.last_answer.set_to_current_time()
 
-# %% ../../nbs/11i_miner_watch.ipynb #8fad6279
+# %% ../../nbs/11i_miner_watch.ipynb #11285d75
 class ChainView:
     "The newest block that `metagraph` (a cache) knows, and for how long it has been the newest."
 
     def __init__(self, metagraph: Callable[[], Metagraph]):
         self.metagraph = metagraph
         self.block: int | None = None
-        self._since, self._asking = time.monotonic(), None
+        self._since = time.monotonic()
+        self._asking: threading.Thread | None = None
 
     def _ask(self) -> None:
         try:
