@@ -1,12 +1,14 @@
 """A validator among strangers: each misbehaving server costs its waiting time and nothing else."""
 import asyncio
+import gzip
 import threading
 import time
 
 import pytest
 
-from omega_lab.chain import Neuron, dev_wallet
-from omega_lab.protocol import VideoRequest, VideoResponse
+from omega_lab.chain import Neuron, dev_wallet, sign_response
+from omega_lab.chain.auth import exchange_of
+from omega_lab.protocol import VIDEOS_PATH, VideoRequest, VideoResponse
 from omega_lab.validator.ask import ask_all
 
 REQUEST = VideoRequest(query="anything", num_videos=2)
@@ -14,12 +16,24 @@ GOOD = VideoResponse(encoder="toy@1", video_metadata=[]).model_dump_json().encod
 LIMIT, SECONDS = 100_000, 2.0
 
 
-def head(length, status="200 OK"):
-    return f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n".encode()
+def head(length, status="200 OK", more=""):
+    return f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{more}\r\n".encode()
 
 
 async def honest(reader, writer):
+    sent = {name.lower(): value for name, value in (line.split(": ", 1) for line in reader.asked.decode().split("\r\n")[1:] if line)}
+    question = await reader.readexactly(int(sent["content-length"]))
+    signed = sign_response(dev_wallet("//Miner0").hotkey, exchange_of(sent, "POST", VIDEOS_PATH, question, GOOD))
+    writer.write(head(len(GOOD), more="".join(f"{name}: {value}\r\n" for name, value in signed.items())) + GOOD)
+
+
+async def unsigned(reader, writer):
     writer.write(head(len(GOOD)) + GOOD)
+
+
+async def packed(reader, writer):
+    bomb = gzip.compress(bytes(10_000_000))  # under the limit as it comes, a hundred times over it unpacked
+    writer.write(head(len(bomb), more="content-encoding: gzip\r\n") + bomb)
 
 
 async def hangs(reader, writer):
@@ -62,7 +76,7 @@ async def fails(reader, writer):
     writer.write(head(4, "500 Oops") + b"oops")
 
 
-EXPECTED = {honest: "answered", hangs: "timeout", drips: "timeout", promises_more: "no answer", floods: "oversized",
+EXPECTED = {honest: "answered", unsigned: "unsigned", packed: "refused", hangs: "timeout", drips: "timeout", promises_more: "no answer", floods: "oversized",
             speaks_no_http: "no answer", dies: "no answer", redirects: "refused", fails: "refused"}
 
 
@@ -74,7 +88,7 @@ def miners():
     def handler(behave):
         async def handle(reader, writer):
             try:
-                await reader.readuntil(b"\r\n\r\n")
+                reader.asked = await reader.readuntil(b"\r\n\r\n")
                 await behave(reader, writer)
                 await writer.drain()
             except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):

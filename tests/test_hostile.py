@@ -111,10 +111,15 @@ def test_garbage_and_half_requests_leave_it_alive(miner):
 
 def test_media_by_its_hash(miner):
     sha = pl.read_parquet(next(miner[3].glob("shelf-*.parquet")))["video_id"][0].removeprefix("sha256:")
-    media = httpx.get(f"{miner[0].url}/v1/media/{sha}")
-    assert hashlib.sha256(media.content).hexdigest() == sha
+
+    def get(name):
+        url = f"{miner[0].url}/v1/media/{name}"
+        return httpx.get(url, headers=sign_request(miner[2]["validator"].hotkey, "GET", url, b"", miner[1]))
+
+    assert httpx.get(f"{miner[0].url}/v1/media/{sha}").status_code == 401
+    assert hashlib.sha256(get(sha).content).hexdigest() == sha
     for wrong in ("0" * 64, "..%2f..%2fsettings.json", "%00"):
-        assert httpx.get(f"{miner[0].url}/v1/media/{wrong}").status_code == 404
+        assert get(wrong).status_code in (401, 404)
 
 
 def test_starting_twice_is_one_server(miner):
