@@ -44,10 +44,10 @@ class WalletSettings(Section):
     hotkey: str = Field("default", min_length=1, description="name of the hotkey")
     path: str = Field("~/.bittensor/wallets", description="folder of the wallets")
 
-# %% ../nbs/00_settings.ipynb #1142081b
+# %% ../nbs/00_settings.ipynb #0560f905
 class EncoderSettings(Section):
     "Which latent space. Part of the score hash: other vectors, other scores."
-    name: str = Field("bridge", description="`bridge` (embedded, approximate) or another registered encoder")
+    name: str = Field("bridge", description="`bridge` (embedded, approximate), another registered encoder, or module:Class of your own")
 
 # %% ../nbs/00_settings.ipynb #4b28498c
 class SourceSettings(Section):

@@ -57,7 +57,7 @@ def subnet(tmp_path_factory):
 
         def make(state, **overrides):
             settings = {"network.endpoint": endpoint, "network.timeout": 3.0, "network.attempts": 1, "wallet.name": "validator",
-                        "wallet.path": str(place / "wallets"), "encoder.name": "toy", "paths.data": str(place / "data"), "validator.num_videos": 4,
+                        "wallet.path": str(place / "wallets"), "encoder.name": "toy:ToyEncoder", "paths.data": str(place / "data"), "validator.num_videos": 4,
                         "validator.timeout": 10, "validator.margin": 1, "validator.weights_every": 1, "checks.policy": "always-one"}
             return open_validator(load_settings(settings | {k.replace("__", "."): v for k, v in overrides.items()}, environ={}), place / state)
         yield make, chain_pid

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from omega_lab.embedding.base import ENCODERS, ClipVectors, Thresholds, unit
+from omega_lab.embedding.base import ClipVectors, Thresholds, unit
 from omega_lab.protocol import Clip, VideoResponse
 
 TOPICS = (
@@ -51,9 +51,6 @@ class ToyEncoder:
 
     def encode_text(self, texts):
         return np.stack([unit(sum((direction("topic", i) for i, name in enumerate(TOPICS) if name in text), 0.5 * direction(text))) for text in texts])
-
-
-ENCODERS["toy"] = "toy:ToyEncoder"
 
 
 def blank_media(path: Path, seconds: int = 20) -> bytes:

@@ -72,16 +72,19 @@ def unit(vectors: np.ndarray) -> np.ndarray:
         raise ValueError("a vector of length 0 or with a non-finite number has no direction")
     return vectors / lengths
 
-# %% ../../nbs/04a_embedding_base.ipynb #a338a74f
+# %% ../../nbs/04a_embedding_base.ipynb #a065be55
 ENCODERS = {"bridge": "omega_lab.embedding.bridge:BridgeEncoder"}
 
 
 def get_encoder(name: str = "bridge", **options: Any) -> Encoder:
-    "The encoder of that name, loaded; options go to its constructor. Raises `ValueError` for a name not in `ENCODERS`."
-    if name not in ENCODERS:
-        raise ValueError(f"there is no encoder {name!r}; available: {', '.join(sorted(ENCODERS))}")
-    module, _, cls = ENCODERS[name].partition(":")
-    return getattr(importlib.import_module(module), cls)(**options)
+    "The encoder of that name, or of a `module:Class` of one's own, loaded; options go to its constructor. Raises `ValueError` when there is none."
+    module, colon, cls = ENCODERS.get(name, name).partition(":")
+    try:
+        if colon:
+            return getattr(importlib.import_module(module), cls)(**options)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"encoder {name!r} cannot be loaded: {error}") from error
+    raise ValueError(f"there is no encoder {name!r}; available: {', '.join(sorted(ENCODERS))}, or module:Class of your own")
 
 # %% ../../nbs/04a_embedding_base.ipynb #91da214d
 class CachedEncoder:

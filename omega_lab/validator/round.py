@@ -7,7 +7,7 @@ __all__ = ['log', 'NotAllowed', 'check_encoder', 'Validator', 'open_service', 'o
            'run_async', 'now', 'Draft', 'draft_round', 'commit_draft', 'run_round', 'run_rounds', 'weights_now',
            'WeightsOutcome', 'keep_weights', 'look_at_sealed', 'set_weights', 'publish_corpus']
 
-# %% ../../nbs/12b_validator_round.ipynb #65a607bc
+# %% ../../nbs/12b_validator_round.ipynb #d2974d83
 import asyncio
 import logging
 import random
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..api.client import ServiceClient
+from ..api.client import ServiceClient, ServiceError
 from ..chain import Chain, ChainError, Metagraph, Neuron, is_local, open_chain, open_wallet
 from ..chain.auth import sign_request
 from ..chain.network import WeightsResult
@@ -128,7 +128,7 @@ def open_validator(settings: Settings, state: str | Path) -> Validator:
     return Validator(settings, wallet, chain, encoder, Store(state), NoveltyIndex(state / "index", encoder.dim), data / "cache" / "media",
                      open_service(settings, wallet))
 
-# %% ../../nbs/12b_validator_round.ipynb #bc666524
+# %% ../../nbs/12b_validator_round.ipynb #55d31bde
 def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.ndarray, answer: Answer, round_seed: int) -> ResponseRecord:
     "An answer's clips, their evidence and the verdict. An answer that breaks the wire's rules counts as none."
     seed, status, detail = response_seed(round_seed, answer.miner.hotkey), answer.status, answer.detail
@@ -141,7 +141,7 @@ def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.nda
     try:
         vectors, evidence = examiner.examine(request.query, clips, _fetcher(v, answer.miner), seed, answer.miner.hotkey)
     except Exception as error:  # our own failure: no update at all, said so in the record
-        log.exception("could not examine the answer of %s", answer.miner.hotkey)
+        log.error("could not examine the answer of %s: %s", answer.miner.hotkey, error, exc_info=not isinstance(error, ServiceError))
         status, detail, clips = "unjudged", f"{type(error).__name__}: {error}", ()
         vectors, evidence = examiner.examine(request.query, (), _fetcher(v, answer.miner), seed, answer.miner.hotkey)
     scoring = v.settings.scoring

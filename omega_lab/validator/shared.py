@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['log', 'UNFIT', 'REFUSED', 'Service', 'shared_novelty', 'submissions', 'tell']
 
-# %% ../../nbs/12f_validator_shared.ipynb #fdd00d3b
+# %% ../../nbs/12f_validator_shared.ipynb #1eab510c
 import logging
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..api.client import ServiceRefused
+from ..api.models import JudgedClip, Submission
 from ..novelty import Neighbours
 from ..protocol import MODALITIES, Clip
 from ..scoring.video import ClipEvidence
@@ -21,19 +22,16 @@ from ..settings import Settings
 from ..store import Store
 from ..validation import Novelty
 
-if TYPE_CHECKING:
-    from omega_lab.api.models import JudgedClip, Submission
-
 log = logging.getLogger(__name__)
 
-# %% ../../nbs/12f_validator_shared.ipynb #f4208bee
+# %% ../../nbs/12f_validator_shared.ipynb #451d46d4
 class Service(Protocol):
     "What a validator needs of a shared service; `omega_lab.api.client.ServiceClient` is one."
     url: str
 
     def novelty(self, vectors: np.ndarray, miner: str, space: str) -> Neighbours: ...
 
-    def upload(self, submission: "Submission") -> Any: ...  # a receipt with an `index_version`
+    def upload(self, submission: Submission) -> Any: ...  # a receipt with an `index_version`
 
 # %% ../../nbs/12f_validator_shared.ipynb #a2ad8d5e
 def shared_novelty(service: Service, latent_space: str) -> Novelty:
@@ -42,10 +40,8 @@ def shared_novelty(service: Service, latent_space: str) -> Novelty:
         return service.novelty(vectors, hotkey, latent_space)
     return ask
 
-# %% ../../nbs/12f_validator_shared.ipynb #69cc446f
-def _judged_clip(row: dict[str, Any], vectors: dict[str, np.ndarray]) -> "JudgedClip":
-    from omega_lab.api.models import JudgedClip
-
+# %% ../../nbs/12f_validator_shared.ipynb #139b8fb7
+def _judged_clip(row: dict[str, Any], vectors: dict[str, np.ndarray]) -> JudgedClip:
     evidence = ClipEvidence.model_validate_json(row["evidence"])
     told = {f"{m}_emb": vectors[m].tolist() for m in MODALITIES if row["accepted"] and (m != "audio" or vectors[m].any())}
     return JudgedClip(video_id=row["video_id"], description=row["description"], views=row["views"], start_time=row["start_time"],
@@ -53,11 +49,9 @@ def _judged_clip(row: dict[str, Any], vectors: dict[str, np.ndarray]) -> "Judged
                       description_relevance=row["description_relevance"], query_relevance=row["query_relevance"],
                       nearest=evidence.nearest_id, **told)
 
-# %% ../../nbs/12f_validator_shared.ipynb #9c65b603
-def submissions(store: Store, number: int) -> "Iterator[Submission]":
+# %% ../../nbs/12f_validator_shared.ipynb #60ea8c54
+def submissions(store: Store, number: int) -> Iterator[Submission]:
     "What a round's record says of each miner, as the service wants it."
-    from omega_lab.api.models import Submission
-
     about = store.sql("select query, num_videos, encoder, settings, settings_hash, index_version, novelty_from from rounds where round = ?",
                       number).row(0, named=True)
     profile = Settings.model_validate_json(about["settings"]).scoring.profile
