@@ -15,7 +15,8 @@ from websockets.sync.client import connect
 from omega_lab.chain import Chain, ChainDown, dev_wallet
 from omega_lab.chain.hand import main_chain_fund, main_chain_register, main_chain_show, main_chain_stake
 from omega_lab.chain.ledger import Ledger, StateDiscarded
-from omega_lab.chain.localnet import LocalNet, hash_of, run_localnet
+from omega_lab.chain.localnet import LocalNet, run_localnet
+from omega_lab.chain.node import hash_of
 from omega_lab.chain.rules import Genesis, account_of, free_rao
 from omega_lab.chain.scenarios import Scenario, pay
 from omega_lab.chain.state import load_golden
