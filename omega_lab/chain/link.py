@@ -210,10 +210,14 @@ def not_twice(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     if not (isinstance(task, asyncio.Task) and task.get_name() == "rpc-session"):
         loop.default_exception_handler(context)
 
-# %% ../../nbs/10a_chain_link.ipynb #e127ffa1
+# %% ../../nbs/10a_chain_link.ipynb #992bc6a0
 def run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    "Run an event loop until it is stopped, then close it."
+    "Run an event loop until it is stopped, then end what a hung node left behind in it, and close it."
     try:
         loop.run_forever()
+        if left := asyncio.all_tasks(loop):
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(left, timeout=1))
     finally:
         loop.close()
