@@ -36,7 +36,7 @@ def exact_cosine(a: np.ndarray, b: np.ndarray) -> float:
     "Inner product of two float32 vectors, exactly rounded: products of float32 are exact in float64, `fsum` rounds once."
     return math.fsum((a.astype(np.float64) * b).tolist())
 
-# %% ../nbs/05_novelty.ipynb #ba5629e5
+# %% ../nbs/05_novelty.ipynb #38d1e30b
 class NoveltyIndex:
     "Vectors of dimension `dim` under `path` (a folder; None: in memory only). The version is the number of rows ever added."
 
@@ -83,6 +83,14 @@ class NoveltyIndex:
             self._index.add(vectors)
             return self.version
 
+    def restore(self, ids: Sequence[str], vectors: np.ndarray) -> None:
+        "Rows of an index that is kept elsewhere, float32[n, dim] of unit length, bit by bit: they are not scaled again."
+        if self._folder or vectors.shape != (len(ids), self.dim) or vectors.dtype != np.float32:
+            raise ValueError(f"an index in memory takes float32[{len(ids)}, {self.dim}] as it is, not {vectors.dtype}{list(vectors.shape)}")
+        with self._lock:
+            self._ids += ids
+            self._index.add(vectors)
+
     def _append(self, name: str, data: bytes) -> None:
         with open(self._folder / name, "ab") as file:
             file.write(data)
@@ -111,14 +119,14 @@ class NoveltyIndex:
     def nearest_rows(self, vectors: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Nearest row int64[n] (the earliest of equals; -1: none counts) and its exactly rounded cosine float64[n].
 
-        `vectors` float32[n, dim]; `counts` bool[m] says which of the first m rows count. The same rows give the same
+        `vectors` float32[n, dim] of unit length, taken as they are; `counts` bool[m] says which of the first m rows count. The same rows give the same
         answer on any machine, however large the index has become since.
         """
-        vectors, number = unit(np.atleast_2d(vectors)), int(counts.sum())
+        number = int(counts.sum())
         rows, cosines = np.full(len(vectors), -1), np.zeros(len(vectors))
         if number:
             marks = np.packbits(counts, bitorder="little")
-            only = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(len(counts), faiss.swig_ptr(marks)))  # type: ignore[call-arg]
+            only = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(len(marks), faiss.swig_ptr(marks)))  # type: ignore[call-arg]
             with self._lock:
                 found = self._candidates(vectors, only, number)
                 for i, (vector, near) in enumerate(zip(vectors, found)):
