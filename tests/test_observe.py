@@ -53,10 +53,10 @@ def logged(tmp_path):
 def test_json_lines_parse_with_their_fields(logged):
     read = logged(format="json", level="debug")
     log = logging.getLogger("omega_lab.validator.round")
-    log.debug("asked %d miners", 3, extra={"round": 7, "topic": "cats\nand “dogs”", "seconds": 1.5, "uids": (1, 2)})
+    log.debug("asked %d miners", 3, extra={"round": 7, "topic": "cats\nand “dogs”", "seconds": 1.5, "uids": (1, 2), "novelty": float("nan")})
     line, = map(json.loads, read())
     assert line["message"] == "asked 3 miners" and line["logger"] == "omega_lab.validator.round" and line["level"] == "debug"
-    assert (line["round"], line["topic"], line["seconds"], line["uids"]) == (7, "cats\nand “dogs”", 1.5, [1, 2])
+    assert (line["round"], line["topic"], line["seconds"], line["uids"], line["novelty"]) == (7, "cats\nand “dogs”", 1.5, [1, 2], "nan")
     at = datetime.fromisoformat(line["time"])
     assert line["time"].endswith("Z") and len(line["time"]) == 24 and abs((datetime.now(at.tzinfo) - at).total_seconds()) < 60
 
