@@ -313,7 +313,7 @@ class WandbDiary:
         "Write what is left."
         self._run.finish()
 
-# %% ../nbs/16f_observe.ipynb #8c3e0a2d
+# %% ../nbs/16f_observe.ipynb #527cf820
 DIARIES: dict[str, Callable[[str, str, str | Path], Diary]] = {"trackio": TrackioDiary, "wandb": WandbDiary}
 
 
@@ -331,7 +331,7 @@ class Experiment:
         try:
             return action()
         except ModuleNotFoundError as error:
-            log.warning("no experiment log: %s is not installed; pip install 'omega_lab[experiment]', or set [log] experiment = off", error.name)
+            log.warning("no experiment log: %s is not installed; pip install %s, or set [log] experiment = off", error.name, self.kind)
         except Exception:
             log.warning("no experiment log any more: could not %s it", what, exc_info=True, extra={"experiment": self.kind})
         self._diary = None
