@@ -192,7 +192,7 @@ def make_plan(pipeline: str, parameters: Mapping[str, Any], *, every: float | No
     own = state or (default if isinstance(default, str) else f"data/state/{pipeline}")
     return Plan(pipeline, dict(parameters), Path(own), Path(runs or Path("runs") / pipeline), every, Path(output) if output else None)
 
-# %% ../nbs/16d_schedule.ipynb #110ad6d9
+# %% ../nbs/16d_schedule.ipynb #5c7820a6
 class Schedule:
     """Plays a plan until it is stopped. `between` is asked after each round; when it says True the schedule ends with "restart".
 
@@ -225,7 +225,7 @@ class Schedule:
         error = self._round()
         self._note(running="")
         if error and not self.stopper.wanted:
-            raise error if isinstance(error, PipelineError) else PipelineError(f"{self.plan.pipeline}: {type(error).__name__}: {error}") from error
+            raise error
         return "stopped" if self.stopper.wanted else "done"
 
     def _forever(self, every: float) -> Literal["stopped", "restart"]:
@@ -245,7 +245,7 @@ class Schedule:
             seconds = (self.progress.due - datetime.now(UTC)).total_seconds()
             self.stopper.wait(min(seconds, max(every, self.settings.backoff_most)))
 
-    def _round(self) -> Exception | None:
+    def _round(self) -> PipelineError | None:
         "One round; None when it ended well. The notebook is kept, its name says how it ended."
         began = datetime.now(UTC)
         notebook = self.plan.output or run_path(self.plan.runs, began)
@@ -255,22 +255,25 @@ class Schedule:
             error: Exception | None = None
         except Exception as failure:  # whatever it was, it is shown, and the next round comes after a wait
             error = failure
-        self._show(notebook, (datetime.now(UTC) - began).total_seconds(), error)
-        return error
+        return self._show(notebook, (datetime.now(UTC) - began).total_seconds(), error)
 
-    def _show(self, notebook: Path, seconds: float, error: Exception | None) -> None:
+    def _show(self, notebook: Path, seconds: float, error: Exception | None) -> PipelineError | None:
+        "Say how the round ended and rename its notebook accordingly; the failure, speaking of the notebook by its name."
         number = f"round {self.progress.round}"
         if error is None:
-            return self._tell(f"{number} done in {seconds:.1f} s, executed notebook: {notebook}")
+            self._tell(f"{number} done in {seconds:.1f} s, executed notebook: {notebook}")
+            return None
         self.kernel.close()  # a failed round may have left anything behind: the next one gets a new kernel
         how = "stopped" if self.stopper.wanted else "failed"
         kept = notebook if self.plan.output else marked(notebook, how)
-        said = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
-        self._tell(f"{number} {how} after {seconds:.1f} s: {said.replace(str(notebook), str(kept))}")
-        for line in getattr(error, "lines", ()):
+        said = str(error) if isinstance(error, PipelineError) else f"{self.plan.pipeline}: {type(error).__name__}: {error}"
+        failure = PipelineError(said.replace(str(notebook), str(kept)), getattr(error, "lines", ()))
+        self._tell(f"{number} {how} after {seconds:.1f} s: {failure}")
+        for line in failure.lines:
             self.say(f"    {line}")
+        return failure
 
-    def _ended(self, began: datetime, every: float, error: Exception | None) -> None:
+    def _ended(self, began: datetime, every: float, error: PipelineError | None) -> None:
         now = datetime.now(UTC)
         if error is None:
             failures, due = 0, max(now, began + timedelta(seconds=every))
