@@ -224,6 +224,16 @@ def test_neurons_by_the_dozen(golden_file):
             == {(3 * TAO, True)}
 
 
+def test_a_scene_on_a_chain_that_runs_by_itself(golden_file):
+    with Scenario(golden_file, finality_lag=1, block_seconds=0.02) as scene:
+        wallets = scene.neurons(4, stake_rao=TAO)
+        sent = [scene.send("Alice", pay("Bob", TAO)) for _ in range(20)]
+        scene.settle()
+        included = [hash_of(raw) for block in scene.ledger.blocks for raw in block.extrinsics]
+        assert [included.count(one) for one in sent] == [1] * 20 and scene.balance("Bob") == 20 * TAO
+        assert len(scene.chain.metagraph().neurons) == len(wallets)
+
+
 def test_a_call_the_model_has_no_rule_for_fails_and_says_so(scene):
     block = scene.run("Alice", bt.calls.System.remark(remark="0x00"))
     events = scene.ledger.at(block.hash).get("System", "Events")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Call', 'pay', 'batch', 'allow_proxy', 'as_proxy', 'compose', 'Scenario']
 
-# %% ../../nbs/10o_chain_scenarios.ipynb #cb32d3a9
+# %% ../../nbs/10o_chain_scenarios.ipynb #f583db46
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ import bittensor as bt
 
 from .auth import DevWallet, dev_wallet
 from .ledger import Block, Reorganisation
-from .link import ChainError
+from .link import ChainError, Client
 from .localnet import LocalNet
 from .network import Chain
 from .rules import Genesis, account_of, free_rao
@@ -52,9 +52,11 @@ async def compose(client: bt.Client, call: Call) -> Any:
 
     return await client.compose(Call(call.module, call.function, {k: await ready(v) for k, v in call.params.items()}))
 
-# %% ../../nbs/10o_chain_scenarios.ipynb #e48d307b
+# %% ../../nbs/10o_chain_scenarios.ipynb #6db2de65
 class Scenario:
     """A local chain on demand, and a client of it. `golden` is the path of golden.json, `options` are LocalNet's.
+
+    With `block_seconds` blocks come by time as well, for neurons that live on the chain while the scene is played.
 
     People are development accounts named without slashes; Alice is rich.
     """
@@ -72,15 +74,15 @@ class Scenario:
 
     def sign(self, keypair: Any, call: Call) -> str:
         "The same with any key, such as a hotkey."
-        async def submit(client: bt.Client) -> bt.ExtrinsicResult:
+        async def submit(client: Client) -> str:
             unsigned = await client.prepare_call(await compose(client, call), address=keypair.ss58_address)
-            return await client.submit_signature(unsigned, keypair.sign(unsigned.payload), wait_for_inclusion=False,
-                                                 wait_for_finalization=False)
+            extrinsic = await client.substrate.raw.attach_signature(unsigned, keypair.sign(unsigned.payload))
+            result = await client.substrate.submit_signed(extrinsic, keypair, wait_for_inclusion=False, wait_for_finalization=False)
+            if not result.success:
+                raise ChainError(result.message)
+            return extrinsic.extrinsic_hash
 
-        result = self.chain.link.ask(f"sending {call.function}", submit)
-        if not result.success:
-            raise ChainError(result.message)
-        return self.ledger.pool[-1].hash
+        return self.chain.link.ask(f"sending {call.function}", submit)
 
     def run(self, name: str, *calls: Call) -> Block:
         "Make a block in which //`name` signs each of `calls` as an extrinsic of its own."
