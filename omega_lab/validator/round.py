@@ -128,7 +128,7 @@ def open_validator(settings: Settings, state: str | Path) -> Validator:
     return Validator(settings, wallet, chain, encoder, Store(state), NoveltyIndex(state / "index", encoder.dim), data / "cache" / "media",
                      open_service(settings, wallet))
 
-# %% ../../nbs/12b_validator_round.ipynb #55d31bde
+# %% ../../nbs/12b_validator_round.ipynb #0c236b8f
 def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.ndarray, answer: Answer, round_seed: int) -> ResponseRecord:
     "An answer's clips, their evidence and the verdict. An answer that breaks the wire's rules counts as none."
     seed, status, detail = response_seed(round_seed, answer.miner.hotkey), answer.status, answer.detail
@@ -150,7 +150,8 @@ def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.nda
     return ResponseRecord(answer.miner.uid, answer.miner.hotkey, status, detail, answer.seconds, answer.received_at, answer.body_sha256,
                           seed, clips, evidence, vectors, verdicts[scoring.profile], (False,) * len(clips),
                           wire=answer.wire, receipt=answer.receipt.text() if answer.receipt else "",
-                          rewards={profile: verdict.reward for profile, verdict in verdicts.items()})
+                          rewards={profile: verdict.reward for profile, verdict in verdicts.items()},
+                          body=answer.body if verdicts[scoring.profile].outcome == "punished" else None)
 
 
 def _verdict(scoring: ScoringSettings, examiner: Examiner, request: VideoRequest, query, vectors, evidence, status: str, detail: str) -> Verdict:
