@@ -353,12 +353,15 @@ class Experiment:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-# %% ../nbs/16f_observe.ipynb #c47b7a55
+# %% ../nbs/16f_observe.ipynb #7d912bbe
 def note_round(record: "RoundRecord", state: str | Path, weights_set: bool, weights_block: int = 0, experiment: Experiment | None = None) -> dict[str, float]:
     "Say a round's numbers everywhere they are wanted; returns them."
     numbers = round_metrics(record, weights_set)
     log.info("round", extra={"round": record.number, "topic": record.query, **{k: round(v, 4) for k, v in numbers.items()}})
-    write_round_metrics(Path(state) / "metrics.prom", record.number, numbers, record.ended_at, weights_block)
+    try:
+        write_round_metrics(Path(state) / "metrics.prom", record.number, numbers, record.ended_at, weights_block)
+    except OSError as error:  # a full disk: the round is committed and stays so
+        log.warning("the round's numbers could not be written: %s", error, extra={"round": record.number})
     if experiment:
         experiment.log(numbers, record.number)
     return numbers
