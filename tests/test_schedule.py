@@ -69,7 +69,7 @@ def rounds(lab):
 
 
 def memory(lab):
-    return json.loads((lab.folder / "state" / "schedule.json").read_text())
+    return json.loads((lab.folder / "state" / "schedule-small.json").read_text())
 
 
 def until(what, process, seconds=90.0):
@@ -89,7 +89,7 @@ def stop(process, number=signal.SIGTERM):
 
 def test_rounds_follow_each_other_on_one_warm_kernel_and_notebooks_are_thinned(lab):
     process = lab("--every", "0.5s", "--set", "schedule.keep_runs=2")
-    until(lambda: memory(lab)["round"] >= 5 if (lab.folder / "state" / "schedule.json").exists() else False, process)
+    until(lambda: memory(lab)["round"] >= 5 if (lab.folder / "state" / "schedule-small.json").exists() else False, process)
     stop(process)
     seen = rounds(lab)
     assert len({each["pid"] for each in seen}) == 1 and [each["warm"] for each in seen[:3]] == [False, True, True]
@@ -162,7 +162,7 @@ def test_after_kill_9_no_kernel_is_left_and_the_next_start_goes_on(lab):
     assert "round 1 was cut off" in again.said() and memory(lab)["round"] == 2
     assert len(list((lab.folder / "runs" / "small").glob("*.failed.ipynb"))) == 1
     third = lab("--every", "1h")  # nothing is due for an hour
-    until(lambda: (lab.folder / "state" / "schedule.lock").read_text() == f"{third.pid}\n", third)
+    until(lambda: (lab.folder / "state" / "schedule-small.lock").read_text() == f"{third.pid}\n", third)
     time.sleep(0.5)
     stop(third)
     assert memory(lab)["round"] == 2
@@ -212,9 +212,9 @@ def test_once_is_once(lab):
 def test_a_memory_that_cannot_be_read_says_what_to_do(lab, monkeypatch):
     monkeypatch.chdir(lab.folder)
     (lab.folder / "state").mkdir()
-    (lab.folder / "state" / "schedule.json").write_text("{")
+    (lab.folder / "state" / "schedule-small.json").write_text("{")
     done = CliRunner().invoke(app, ["run", "small"])
-    assert done.exit_code == 1 and "schedule.json cannot be read" in done.stderr and "remove it" in done.stderr
+    assert done.exit_code == 1 and "schedule-small.json cannot be read" in done.stderr and "remove it" in done.stderr
 
 
 def test_thinning_leaves_other_files_alone(tmp_path):
@@ -234,10 +234,17 @@ def test_the_lock_is_not_inherited(lab):
     assert process.wait(60) == 0
     left = int(process.said().split("left ")[1].split()[0])
     try:
-        with open(lab.folder / "state" / "schedule.lock") as file:
+        with open(lab.folder / "state" / "schedule-small.lock") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.kill(left, signal.SIGKILL)
+
+
+def test_another_pipeline_may_share_the_state_folder(lab):
+    (lab.folder / "pipelines" / "other.ipynb").write_bytes((lab.folder / "pipelines" / "small.ipynb").read_bytes())
+    first = lab("--every", "1h", "-p", "seconds=60")
+    until(lambda: (lab.folder / "state" / "working").exists(), first)
+    assert lab(name="other").wait(60) == 0
 
 
 def test_periods():
