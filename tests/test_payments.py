@@ -315,6 +315,19 @@ def test_the_program_answers_with_its_exit_code(scene, capfd):
     assert run("--help")[0] == 0
 
 
+def test_the_command_as_a_script_calls_it(scene):
+    block = scene.run("Alice", pay("Bob", TAO))
+    command = [sys.executable, "-m", "omega_lab.cli", "verify-payment", "--endpoint", scene.net.endpoint, "--block-hash", block.hash, "--sender", ALICE,
+               "--recipient", BOB, "--rao", str(TAO)]
+    early = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (early.returncode, early.stdout) == (2, "") and early.stderr.startswith("unfinalised: ")
+    scene.settle()
+    paid = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (paid.returncode, paid.stderr) == (0, "") and json.loads(paid.stdout) == {"block": block.number, "extrinsic": 1, "event": 2}
+    wrong = subprocess.run([*command, "--rao", "many"], capture_output=True, text=True, cwd=ROOT)
+    assert (wrong.returncode, wrong.stdout) == (64, "")
+
+
 PAYMENT = Payment(block=9, block_hash=NEVER_SEEN, extrinsic=1, event=2, rao=TAO, sender=ALICE, recipient=BOB)
 
 
