@@ -299,7 +299,7 @@ def test_answers_are_those_of_the_rule_and_stay_so(tmp_path):
     validators, miners = [ADDRESS[n] for n in ("ada", "ben", "cyd")], [ADDRESS[n] for n in ("mia", "noa", "oli", "pia", "quy")]
     seeds, rows, answers = rng.normal(size=(12, TOY.dim)), [], []
     with Book(tmp_path, TOY) as book:
-        for number in range(1, 80):
+        for number in range(1, 41):
             validator, miner = chance.choice(validators), chance.choice(miners)
             vectors = seeds[rng.integers(12, size=3)] + 0.05 * rng.normal(size=(3, TOY.dim))
             reply = book.novelty(vectors, validator, miner)
@@ -311,7 +311,7 @@ def test_answers_are_those_of_the_rule_and_stay_so(tmp_path):
             for vector, clip in zip(each_unit(vectors), book.upload(validator, verdict(miner, vectors, number)).clips):
                 rows.append({"row": clip.row, "vector": vector, "validator": validator, "miner": miner, "first": clip.duplicate_of is None})
                 assert clip.duplicate_of is None or 1 - exact_cosine(vector, rows[clip.duplicate_of]["vector"]) < 0.1
-    assert [r["row"] for r in rows] == list(range(len(rows))) and 12 <= sum(r["first"] for r in rows) < len(rows) / 2
+    assert [r["row"] for r in rows] == list(range(len(rows))) and 8 <= sum(r["first"] for r in rows) < len(rows) / 2
     with Book(tmp_path, TOY) as book:
         for validator, miner, vectors, reply in answers:
             assert book.novelty(vectors, validator, miner, at=reply.index_version) == reply
