@@ -249,7 +249,7 @@ def find(source: Source, topics: Sequence[str], n: int, augment: Augmenter, unti
             notes.append(f"searching {query.text!r}: {error}")
     return found
 
-# %% ../../nbs/11a_miner_prepare.ipynb #7e45ac0f
+# %% ../../nbs/11a_miner_prepare.ipynb #06561967
 def prepare(
     source: Source,
     encoder: Encoder,
@@ -265,8 +265,9 @@ def prepare(
     "Search, fetch, choose windows, caption and embed for each topic. A hit that fails is reported and passed over; rows are published as they come."
     before, problems = len(shelf.read()), list[str]()
     found = find(source, topics, hits_per_topic, tools.augment, until, problems)
-    done = shelf.finished()
-    for hit, topic in progress([pair for pair in found.hits.values() if pair[0].id not in done]):
+    done, begun = shelf.finished(), {video_id for video_id, _, _ in shelf.keys()}
+    waiting = [pair for pair in found.hits.values() if pair[0].id not in done]
+    for hit, topic in progress(sorted(waiting, key=lambda pair: pair[0].id in begun)):  # untouched ones first: every round adds something
         if time.monotonic() >= until:
             problems.append(STOPPED)
             break
