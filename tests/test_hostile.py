@@ -10,6 +10,7 @@ import pytest
 
 from omega_lab.chain import Chain, dev_wallet, open_wallet, sign_request
 from omega_lab.chain.localnet import LocalNet
+from omega_lab.chain.synapse import request_headers
 from omega_lab.embedding import CachedEncoder, get_encoder
 from omega_lab.miner import make_source, open_shelf, prepare, read_log, start_server, stop_server
 from omega_lab.protocol import VideoRequest, parse_response
@@ -107,6 +108,15 @@ def test_garbage_and_half_requests_leave_it_alive(miner):
             connection.sendall(data)
     assert httpx.get(miner[0].url + "/healthz").status_code == 200
     assert miner[0].alive()
+
+
+def test_the_older_wire_on_the_same_port(miner):
+    card, hotkey, wallets, _ = miner
+    headers = request_headers(wallets["validator"].hotkey, hotkey, card.host, card.port, 12.0)
+    statuses = [httpx.post(card.url + "/Videos", content=GOOD, headers=headers, timeout=60).status_code for _ in range(2)]
+    assert statuses == [200, 401], "a question is answered once"
+    assert httpx.post(card.url + "/Videos", content=GOOD).status_code == 422
+    assert httpx.post(card.url + "/Audios", content=GOOD).json()["message"]
 
 
 def test_media_by_its_hash(miner):
