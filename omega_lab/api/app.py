@@ -187,14 +187,14 @@ def miner_routes(service: Service) -> APIRouter:
 
     return routes
 
-# %% ../../nbs/14c_api_app.ipynb #62905e08
+# %% ../../nbs/14c_api_app.ipynb #88cfc67a
 STYLE = """:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:3rem auto;padding:0 1rem}
-h1{font-size:1.5rem;margin-bottom:.2rem}p{opacity:.75;margin-top:0}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+h1{font-size:1.5rem;margin-bottom:.2rem}p{opacity:.75;margin-top:0}div{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:.45rem .7rem;border-bottom:1px solid color-mix(in srgb,currentColor 15%,transparent)}
 th{font-weight:600;font-size:.85rem}th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}td:nth-child(2){font-family:ui-monospace,monospace}"""
 HEADINGS = ("", "miner", "reward", "answers", "punished", "accepted", "first of kind", "novelty", "caption", "topic")
 
-# %% ../../nbs/14c_api_app.ipynb #0fed4a32
+# %% ../../nbs/14c_api_app.ipynb #49cedd55
 def leaderboard_page(rows: Sequence[LeaderboardRow], about: str) -> str:
     "The leaderboard as one HTML page."
     def number(value: float | None) -> str:
@@ -210,7 +210,7 @@ def leaderboard_page(rows: Sequence[LeaderboardRow], about: str) -> str:
     body = "\n".join(line(place, row) for place, row in enumerate(rows, start=1)) or f'<tr><td colspan="{len(HEADINGS)}">No answers yet.</td></tr>'
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Leaderboard</title>'
             f"<style>{STYLE}</style></head><body><h1>Leaderboard</h1><p>{html.escape(about)}</p>\n"
-            f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></body></html>")
+            f"<div><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div></body></html>")
 
 # %% ../../nbs/14c_api_app.ipynb #737aa8ef
 def public_routes(service: Service) -> APIRouter:
