@@ -126,7 +126,7 @@ def thin(runs: Path, keep: int) -> list[str]:
         path.unlink(missing_ok=True)
     return [path.name for path in gone]
 
-# %% ../nbs/16d_schedule.ipynb #7b1315ae
+# %% ../nbs/16d_schedule.ipynb #a8aa4797
 SAID = {1: "stopping: a round that runs may end first; a second signal interrupts it",
         2: "interrupting the round; a third signal ends its kernel", 3: "ending the kernel"}
 
@@ -149,7 +149,7 @@ class Stopper:
     def __enter__(self) -> "Stopper":
         main = threading.current_thread() is threading.main_thread()  # elsewhere Python takes no signals
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if main else ():
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks for closed terminals to be ignored
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup wants closed terminals to be ignored
                 self._before[number] = signal.signal(number, self._signalled)
         return self
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from omega_lab.flags import FLAGS, endpoint_of, overrides
+from omega_lab.settings import Settings
+
 CASES = Path(__file__).parent / "video_scoring_cases.json"
 
 
@@ -71,6 +74,60 @@ def test_a_neuron_without_a_chain_says_so(tmp_path):
 def test_the_bridge_is_refused_on_a_chain_that_is_not_local(tmp_path):
     done = lab("miner", "--state", tmp_path / "state", "--output", tmp_path / "out.ipynb", "--set", "network.endpoint=wss://node.example.org:443")
     assert done.returncode == 1 and "for a local chain only" in done.stderr
+
+
+SEED_MINER = ("--netuid 24 --wallet.name W --wallet.hotkey H --wallet.path P --axon.port 8091 --axon.external_ip 203.0.113.7 --axon.external_port 9 "
+              "--subtensor.network test --blacklist.force_validator_permit --blacklist.allow_non_registered --blacklist.validator_min_stake 100 "
+              "--neuron.query_augment NoAugment --neuron.name x --logging.trace --wandb.off")
+
+
+def test_the_networks_own_flags_become_settings(tmp_path):
+    "The run fails, as there is no such wallet; its notebook holds the settings it was given."
+    done = lab("miner", *SEED_MINER.split(), "--set", "network.endpoint=ws://127.0.0.1:9", "--set", "network.attempts=1",
+               "--state", tmp_path / "state", "--output", tmp_path / "out.ipynb")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "note: --neuron.name has no effect" in done.stderr and "note: --blacklist.allow_non_registered has no effect" in done.stderr
+    given = json.loads((tmp_path / "out.ipynb").read_text())["metadata"]["papermill"]["parameters"]["settings"]
+    assert given == {
+        "network.netuid": 24, "network.endpoint": "ws://127.0.0.1:9", "network.attempts": 1, "wallet.name": "W", "wallet.hotkey": "H", "wallet.path": "P",
+        "miner.port": 8091, "miner.host": "0.0.0.0", "miner.external_ip": "203.0.113.7", "miner.external_port": 9, "miner.force_validator_permit": True,
+        "miner.min_stake_tao": 100.0, "miner.augment": "none", "log.level": "debug", "log.experiment": "off"}
+
+
+@pytest.mark.parametrize(("written", "said"), [
+    (["--subtensor.network", "finny"], "Unknown network 'finny'"), (["--wallet.nam", "W"], "--wallet.name"), (["--axon.port", "x"], "'x' is not a valid"),
+    (["--mock"], "omega-lab demo"), (["--neuron.query_augment", "Some"], "NoAugment, LocalLLMAugment"), (["--set", "wallet"], "write it as name=value")])
+def test_a_flag_written_wrongly_names_what_is_meant(tmp_path, written, said):
+    done = lab("miner", "--state", tmp_path / "state", *written, env={"COLUMNS": "200"})
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr and not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(("network", "endpoint"), [
+    ("finney", "wss://entrypoint-finney.opentensor.ai:443"), ("test", "wss://test.finney.opentensor.ai:443"), ("local", "ws://127.0.0.1:9944"),
+    ("archive", "wss://archive.chain.opentensor.ai:443"), ("ws://10.1.2.3:9944", "ws://10.1.2.3:9944")])
+def test_networks_are_those_of_the_sdk(monkeypatch, network, endpoint):
+    monkeypatch.delenv("BT_CHAIN_ENDPOINT", raising=False)
+    assert endpoint_of(network) == endpoint
+    by_name = {flag.name: flag for flag in FLAGS}
+    both = {by_name["--subtensor.network"]: network, by_name["--subtensor.chain_endpoint"]: "ws://127.0.0.1:1"}
+    assert overrides(both, Settings())[0] == {"network.endpoint": "ws://127.0.0.1:1"}
+
+
+def test_every_flag_is_shown_with_its_setting():
+    shown = lab("validator", "--help", env={"COLUMNS": "240"}).stdout
+    assert all(flag.name in shown and flag.key in shown for flag in FLAGS if flag.neuron in ("", "validator") and not flag.refused)
+    assert "--axon.port" not in shown and "Exit codes: 0" in shown
+
+
+def test_help_comes_quickly_and_loads_nothing_heavy():
+    code = "import sys, omega_lab.cli; print([m for m in ('torch', 'bittensor', 'papermill', 'duckdb', 'polars', 'fastapi', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_the_chain_by_hand_says_what_is_wrong():
+    done = lab("chain", "show", "--endpoint", "ws://127.0.0.1:9")
+    assert done.returncode == 1 and "is not reachable" in done.stderr and "Traceback" not in done.stderr
+    assert lab("verify-payment").returncode == 64
 
 
 def test_doctor_tells_what_would_be_used(tmp_path):
