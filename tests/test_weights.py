@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omega_lab.chain import Chain, ChainError, compare, dev_wallet, revealed, set_weights_until_seen, to_u16
+from omega_lab.chain import Chain, ChainDown, ChainError, compare, dev_wallet, revealed, set_weights_until_seen, to_u16
 from omega_lab.chain.beacon import Pulse, write_pulse
 from omega_lab.chain.epoch import consensus, split, yuma
 from omega_lab.chain.localnet import LocalNet
@@ -201,6 +201,29 @@ def test_a_sealed_row_is_compared_once_it_is_open(start):
     assert revealed(chain, validator, report.result) is None
     chain.wait_for_block(chain.block() + 18)
     assert revealed(chain, validator, report.result).agrees and chain.weights(0) == {1: 21_845, 2: 65_535}
+
+
+class Forgetful(Chain):
+    """A chain whose first answer to a row is lost, after the row arrived."""
+
+    lost = 0
+
+    def set_weights(self, wallet, weights, version_key=0):
+        result = super().set_weights(wallet, weights, version_key)
+        if not self.lost:
+            self.lost = result.block
+            raise ChainDown("setting weights: the connection broke")
+        return result
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_row_whose_answer_was_lost_is_found_not_sent_again(start, sealed):
+    chain, net = start(commit_reveal=sealed, tempo=10_000)
+    validator, _ = join(chain, "v", "m", stake=TAO)
+    with Forgetful(net.endpoint, 24) as forgetful:
+        report = set_weights_until_seen(forgetful, validator, {1: 1.0})
+    assert (report.state, report.attempts, report.result.block) == ("sealed" if sealed else "seen", 2, forgetful.lost)
+    assert net.ledger.storage.get("System", "Account", validator.hotkey.ss58_address)["nonce"] == 1
 
 
 def test_a_pulse_nobody_signed_opens_nothing(start):

@@ -23,7 +23,6 @@ from omega_lab.chain.network import (
     Metagraph,
     Neuron,
     Receipt,
-    WeightsResult,
     open_chain,
 )
 from omega_lab.chain.payments import (
@@ -37,6 +36,7 @@ from omega_lab.chain.payments import (
 from omega_lab.chain.weights import (
     WeightsCheck,
     WeightsReport,
+    WeightsResult,
     compare,
     revealed,
     set_weights_until_seen,

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['U16_MAX', 'check_weights', 'to_u16', 'shares', 'WeightsCheck', 'compare', 'WeightRules', 'wait_blocks', 'pad', 'cut',
-           'fit', 'WeightsReport', 'set_weights_until_seen', 'revealed']
+           'fit', 'WeightsResult', 'WeightsReport', 'SettingWeights', 'set_weights_until_seen', 'revealed']
 
-# %% ../../nbs/10d_chain_weights.ipynb #d0d5974d
+# %% ../../nbs/10d_chain_weights.ipynb #70ffdeeb
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil, isfinite
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .link import ChainDown, ChainError, pause
 
 if TYPE_CHECKING:  # the client uses this module
-    from omega_lab.chain.network import Chain, WeightsResult
+    from omega_lab.chain.network import Chain
 
 # %% ../../nbs/10d_chain_weights.ipynb #9a2ce139
 U16_MAX = 65_535
@@ -129,14 +129,23 @@ def fit(weights: Mapping[int, float], rules: WeightRules) -> dict[int, int]:
         raise ChainError(f"uid {strangers[0]} is not registered (the subnet has {rules.neurons} neurons)", "UidVecContainInvalidOne")
     return cut(pad(row, weights, rules), rules)
 
-# %% ../../nbs/10d_chain_weights.ipynb #c15b493d
+# %% ../../nbs/10d_chain_weights.ipynb #8356e518
+@dataclass(frozen=True)
+class WeightsResult:
+    "What was sent: uid -> u16, in which block. `sealed`: committed, and revealed by the chain later. No hash: not known."
+    block: int
+    extrinsic_hash: str
+    sent: dict[int, int]
+    sealed: bool = False
+
+# %% ../../nbs/10d_chain_weights.ipynb #3f8c405e
 @dataclass(frozen=True)
 class WeightsReport:
     "What became of a row: see the states above. `result` holds what was sent, `shown` what the chain showed then."
     state: Literal["seen", "sealed", "nothing", "wait", "differs", "refused", "down"]
     detail: str
     wait: int = 0
-    result: "WeightsResult | None" = None
+    result: WeightsResult | None = None
     shown: dict[int, int] = field(default_factory=dict)
     check: WeightsCheck | None = None
     attempts: int = 0
@@ -146,7 +155,40 @@ class WeightsReport:
         "Whether the row is on the chain, open or sealed."
         return self.state in ("seen", "sealed")
 
-# %% ../../nbs/10d_chain_weights.ipynb #9e67e42d
+# %% ../../nbs/10d_chain_weights.ipynb #7ee60674
+@dataclass
+class SettingWeights:
+    "A validator's wish for a row, tried until it comes true. `since`: its last update before the first try."
+    chain: "Chain"
+    wallet: Any
+    weights: Mapping[int, float]
+    every: int = 0
+    since: int | None = None
+
+    def attempt(self, count: int, left: float) -> WeightsReport:
+        "One try; from the second on it waits for the rate limit, at most `left` seconds. Raises ChainError."
+        rules = self.chain.weight_rules(self.wallet.hotkey.ss58_address)
+        self.since = rules.last_update if self.since is None else self.since
+        if rules.last_update > self.since:
+            report = self.look(WeightsResult(rules.last_update, "", fit(self.weights, rules), rules.sealed), rules.uid, count)
+            if report.done:
+                return report
+        if blocks := wait_blocks(rules, self.every if count == 1 else 0):
+            if count == 1:
+                return WeightsReport("wait", f"last set at block {rules.last_update}, now {rules.block}: due in {blocks} blocks", blocks)
+            self.chain.wait_for_block(rules.block + blocks, left)
+        return self.look(self.chain.set_weights(self.wallet, dict(self.weights)), rules.uid, count)
+
+    def look(self, result: WeightsResult, uid: int, count: int) -> WeightsReport:
+        "Compare what was sent with what the chain shows."
+        if result.sealed:
+            return WeightsReport("sealed", f"committed in block {result.block}", result=result, attempts=count)
+        shown = self.chain.weights(uid)
+        check = compare(result.sent, shown)
+        return WeightsReport("seen" if check.agrees else "differs", f"{len(result.sent)} weights in block {result.block}",
+                             result=result, shown=shown, check=check, attempts=count)
+
+# %% ../../nbs/10d_chain_weights.ipynb #54680996
 def set_weights_until_seen(chain: "Chain", wallet: Any, weights: Mapping[int, float], *, every: int = 0, attempts: int = 3,
                            deadline: float = 600.0) -> WeightsReport:
     """Set a row, retried until the chain shows it, at most `attempts` times and `deadline` seconds.
@@ -156,48 +198,24 @@ def set_weights_until_seen(chain: "Chain", wallet: Any, weights: Mapping[int, fl
     if weights and not any(weights.values()):
         return WeightsReport("nothing", f"all of {len(weights)} weights are zero: nothing was set, the old row stands")
     check_weights(weights)
-    report, ends = WeightsReport("down", "not tried"), time.monotonic() + deadline
-    for attempt, left in enumerate(_times(attempts, ends)):
+    task, report = SettingWeights(chain, wallet, weights, every), WeightsReport("down", "not tried")
+    ends = time.monotonic() + deadline
+    for count in range(1, attempts + 1):
+        time.sleep(pause(count - 1, 1) if count > 1 else 0)
+        if (left := ends - time.monotonic()) <= 0:
+            break
         try:
-            report = _attempt(chain, wallet, weights, every if attempt == 0 else 0, report, left)
+            report = task.attempt(count, left)
         except ChainDown as error:
-            report = WeightsReport("down", str(error), result=report.result, attempts=attempt + 1)
+            report = WeightsReport("down", str(error), attempts=count)
         except ChainError as error:
-            return WeightsReport("refused", str(error), result=report.result, attempts=attempt + 1)
+            return WeightsReport("refused", str(error), attempts=count)
         if report.state not in ("down", "differs"):
             break
     return report
 
-
-def _times(attempts: int, ends: float) -> Iterator[float]:
-    for attempt in range(attempts):
-        time.sleep(pause(attempt, 1) if attempt else 0)
-        if (left := ends - time.monotonic()) <= 0:
-            return
-        yield left
-
-
-def _attempt(chain: "Chain", wallet: Any, weights: Mapping[int, float], every: int, before: WeightsReport, left: float) -> WeightsReport:
-    "One try, after a look whether the last one, of unknown fate, got through."
-    rules, count = chain.weight_rules(wallet.hotkey.ss58_address), before.attempts + 1
-    if count > 1 and rules.last_update and not rules.sealed:
-        shown = chain.weights(rules.uid)
-        if shown == fit(weights, rules):
-            return WeightsReport("seen", f"on chain since block {rules.last_update}", 0, before.result, shown, compare(shown, shown), count)
-    if (blocks := wait_blocks(rules, every)) and count == 1:
-        return WeightsReport("wait", f"last set at block {rules.last_update}, now {rules.block}: due in {blocks} blocks", wait=blocks)
-    if blocks:
-        chain.wait_for_block(rules.block + blocks, left)
-    result = chain.set_weights(wallet, dict(weights))
-    if result.sealed:
-        return WeightsReport("sealed", f"committed in block {result.block}", result=result, attempts=count)
-    shown = chain.weights(rules.uid)
-    check = compare(result.sent, shown)
-    state: Literal["seen", "differs"] = "seen" if check.agrees else "differs"
-    return WeightsReport(state, f"{len(result.sent)} weights in block {result.block}", 0, result, shown, check, count)
-
-# %% ../../nbs/10d_chain_weights.ipynb #5d04a7f4
-def revealed(chain: "Chain", wallet: Any, result: "WeightsResult") -> WeightsCheck | None:
+# %% ../../nbs/10d_chain_weights.ipynb #634317c4
+def revealed(chain: "Chain", wallet: Any, result: WeightsResult) -> WeightsCheck | None:
     "Compare a sealed row with what the chain shows, once it is open; None while it is not."
     hotkey = wallet.hotkey.ss58_address
     if result.block in chain.sealed_commits(hotkey):
