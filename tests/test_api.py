@@ -246,8 +246,9 @@ def test_audio_is_kept_as_it_is(place):
         assert answer.status_code == 422 and reason in answer.json()["detail"]
 
 
+@pytest.mark.full
 def test_a_second_process_is_told(place):
-    second = subprocess.run([sys.executable, "-m", "omega_lab.api.app", str(place[2])], capture_output=True, text=True, timeout=60)
+    second = subprocess.run([sys.executable, "-m", "omega_lab.api.app", str(place[2])], capture_output=True, text=True, timeout=180)
     assert second.returncode and f"owned by another process (pid {place[0].pid})" in second.stderr
 
 
