@@ -13,7 +13,7 @@ import polars as pl
 import psutil
 import pytest
 
-from omega_lab.chain import Chain
+from omega_lab.chain import AnswerReceipt, Chain, ReceiptError, verify_receipt
 from omega_lab.corpus import load
 from omega_lab.demo import PLAYERS, TOPICS, Demo, Player, Stage
 from omega_lab.store import Store, rescore_response
@@ -69,6 +69,18 @@ def test_each_verdict_can_be_recomputed(played):
             assert rescore_response(store, number, hotkey).reward == reward
         meta = store.sql("select encoder, settings_hash, index_version, seed from rounds order by round")
         assert meta["index_version"].to_list() == sorted(meta["index_version"]) and meta["encoder"].str.starts_with("bridge@").all()
+
+
+def test_no_miner_can_disown_its_answer(played):
+    hotkeys = played[0].hotkeys
+    with Store(played[0].folder / "state" / "validator") as store:
+        stored = store.sql("select hotkey, body_sha256, receipt, wire from responses where status = 'answered'").rows()
+    assert len(stored) == 4 * len(TOPICS) and {hotkey for hotkey, *_ in stored} == {hotkeys[p.name] for p in PLAYERS}
+    for hotkey, body_sha256, receipt, wire in stored:
+        assert wire == "lab"
+        verify_receipt(AnswerReceipt.of_text(receipt), signer=hotkey, caller=hotkeys["validator"], response_sha256=body_sha256)
+    with pytest.raises(ReceiptError, match="another"):
+        verify_receipt(AnswerReceipt.of_text(stored[0][2]), signer=stored[0][0], caller=hotkeys["validator"], response_sha256="0" * 64)
 
 
 def test_weights_on_chain_are_the_stored_scores(played):
