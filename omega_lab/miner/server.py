@@ -6,7 +6,7 @@
 __all__ = ['problem', 'sign_answer', 'answer_videos', 'send_media', 'make_app', 'ServerCard', 'read_card', 'write_card',
            'build_parts', 'serve', 'main', 'ServerFailed', 'start_server', 'stop_server']
 
-# %% ../../nbs/11c_miner_server.ipynb #e1aeb131
+# %% ../../nbs/11c_miner_server.ipynb #dd61f5d1
 import argparse
 import asyncio
 import json
@@ -24,7 +24,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
-from ..chain import open_chain, open_wallet
+from ..chain import ChainError, open_chain, open_wallet
 from ..chain.cache import MetagraphCache
 from ..chain.auth import Gate, NonceStore, Refused, exchange_of, sign_response
 from ..embedding import CachedEncoder, get_encoder
