@@ -6,7 +6,7 @@
 __all__ = ['MIGRATIONS', 'StoreError', 'ResponseRecord', 'RoundRecord', 'write_parquet', 'write_body', 'vectors_frame', 'Store',
            'sync_index', 'entry_id', 'rescore_response']
 
-# %% ../nbs/08_store.ipynb #96d14c64
+# %% ../nbs/08_store.ipynb #6ebede2a
 import gzip
 import json
 import os
@@ -19,6 +19,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import polars as pl
+from ulid import ULID
 
 from .novelty import NoveltyIndex
 from .protocol import MODALITIES, Clip
@@ -69,7 +70,7 @@ class RoundRecord:
     responses: tuple[ResponseRecord, ...]
     novelty_from: str = "own"  # own, or the address of the service that was asked
 
-# %% ../nbs/08_store.ipynb #0b6c6318
+# %% ../nbs/08_store.ipynb #876c2f30
 MIGRATIONS = [[
     """create table rounds(round bigint primary key, query varchar not null, seed ubigint not null,
        started_at timestamp not null, ended_at timestamp not null, block bigint not null, num_videos integer not null,
@@ -96,6 +97,7 @@ MIGRATIONS = [[
     "create table profile_averages(profile varchar, hotkey varchar, uid integer not null, score double not null, primary key (profile, hotkey))",
     "create table uploads(round bigint primary key, acknowledged timestamp not null, index_version bigint not null)",
     "alter table weights add column sealed boolean default false",
+    "create table about(what varchar primary key, value varchar not null)",
 ]]
 
 # %% ../nbs/08_store.ipynb #80872224
@@ -162,7 +164,7 @@ def vectors_frame(record: RoundRecord) -> pl.DataFrame:
                         schema={"hotkey": pl.String, "position": pl.Int32}).with_columns(
         pl.Series(name, values, dtype=array) for name, values in columns.items())
 
-# %% ../nbs/08_store.ipynb #d1461ca6
+# %% ../nbs/08_store.ipynb #ccbc5ce1
 class Store:
     "A validator's memory under `folder`: `scores.duckdb` and `vectors/`. Use it as a context manager, or close it."
 
@@ -182,6 +184,12 @@ class Store:
     def sql(self, query: str, *values) -> pl.DataFrame:
         "The answer to a read-only `query` as a polars table."
         return self._con.execute(query, values).pl()
+
+    @property
+    def name(self) -> str:
+        "Names this store for ever: the rounds of another one have the same numbers."
+        self._con.execute("insert or ignore into about values ('name', ?)", [str(ULID())])
+        return self._con.execute("select value from about where what = 'name'").fetchone()[0]
 
     def next_round(self) -> int:
         "The number after the last committed round; 1 at first."

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['log', 'UNFIT', 'REFUSED', 'Service', 'shared_novelty', 'submissions', 'tell']
 
-# %% ../../nbs/12f_validator_shared.ipynb #1eab510c
+# %% ../../nbs/12f_validator_shared.ipynb #b241b70a
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -24,20 +25,30 @@ from ..validation import Novelty
 
 log = logging.getLogger(__name__)
 
-# %% ../../nbs/12f_validator_shared.ipynb #451d46d4
+# %% ../../nbs/12f_validator_shared.ipynb #39c43638
 class Service(Protocol):
     "What a validator needs of a shared service; `omega_lab.api.client.ServiceClient` is one."
     url: str
 
-    def novelty(self, vectors: np.ndarray, miner: str, space: str) -> Neighbours: ...
+    def novelty(self, vectors: np.ndarray, miner: str, space: str, at: int | None = None) -> Neighbours: ...
 
     def upload(self, submission: Submission) -> Any: ...  # a receipt with an `index_version`
 
-# %% ../../nbs/12f_validator_shared.ipynb #a2ad8d5e
+# %% ../../nbs/12f_validator_shared.ipynb #8b348161
 def shared_novelty(service: Service, latent_space: str) -> Novelty:
-    "Asks the service about each answer's clips. A service that is down makes an answer `unjudged`: nobody is paid or punished by guess."
+    """Asks the service about each answer's clips, for one round: all at the version of the index that the first answer met.
+
+    A service that is down makes an answer `unjudged`: nobody is paid or punished by guess.
+    """
+    first, versions = threading.Lock(), []
+
     def ask(vectors: np.ndarray, clips: Sequence[Clip], hotkey: str) -> Neighbours:
-        return service.novelty(vectors, hotkey, latent_space)
+        with first:
+            if not versions:
+                answer = service.novelty(vectors, hotkey, latent_space)
+                versions.append(answer.version)
+                return answer
+        return service.novelty(vectors, hotkey, latent_space, at=versions[0])
     return ask
 
 # %% ../../nbs/12f_validator_shared.ipynb #139b8fb7
@@ -49,7 +60,7 @@ def _judged_clip(row: dict[str, Any], vectors: dict[str, np.ndarray]) -> JudgedC
                       description_relevance=row["description_relevance"], query_relevance=row["query_relevance"],
                       nearest=evidence.nearest_id, **told)
 
-# %% ../../nbs/12f_validator_shared.ipynb #60ea8c54
+# %% ../../nbs/12f_validator_shared.ipynb #b49c770f
 def submissions(store: Store, number: int) -> Iterator[Submission]:
     "What a round's record says of each miner, as the service wants it."
     about = store.sql("select query, num_videos, encoder, settings, settings_hash, index_version, novelty_from from rounds where round = ?",
@@ -59,11 +70,11 @@ def submissions(store: Store, number: int) -> Iterator[Submission]:
     places = {(h, p): i for i, (h, p) in enumerate(frame.select("hotkey", "position").iter_rows())}
     arrays = {m: frame[f"{m}_emb"].to_numpy() for m in MODALITIES}
     clips = store.sql("select * from clips where round = ? order by hotkey, position", number).to_dicts()
-    for response in store.sql("select * from responses where round = ? order by uid", number).to_dicts():
+    for response in store.sql("select * from responses where round = ? order by received_at, uid", number).to_dicts():
         mine = [row for row in clips if row["hotkey"] == response["hotkey"]]
         versions = [ClipEvidence.model_validate_json(row["evidence"]).index_version for row in mine]
         yield Submission(
-            encoder=about["encoder"], round=number, miner=response["hotkey"], query=about["query"], num_videos=about["num_videos"],
+            run=store.name, encoder=about["encoder"], round=number, miner=response["hotkey"], query=about["query"], num_videos=about["num_videos"],
             status=response["status"], outcome=response["outcome"], reason=response["reason"][:2000], reward=response["reward"], profile=profile,
             settings_hash=about["settings_hash"], index_version=next((v for v in versions if v is not None), about["index_version"]),
             novelty_from=about["novelty_from"],
