@@ -68,11 +68,11 @@ def parse_topics(text: str, where: str) -> tuple[str, ...]:
         raise TopicError(f"{where}: not one usable topic (texts of 1 to {MAX_QUERY} printable characters)")
     return topics
 
-# %% ../nbs/01b_topics.ipynb #eca8dad8
+# %% ../nbs/01b_topics.ipynb #093163b6
 def lab_file(name: str) -> Path:
-    "Where a file of the lab's lists lies: `topics.txt` or `actions.txt`; in a checkout also `taxonomy.toml`."
+    "Where a file of the lab's lists lies, installed or in a checkout: `topics.txt`, `actions.txt` or `taxonomy.toml`."
     package = Path(omega_lab.__file__).parent
-    for root in (package.parent / "data", package / "data"):
+    for root in (package / "data", package.parent / "data"):
         if (root / name).is_file():
             return root / name
     raise TopicError(f"{name} is not installed with omega_lab; in a checkout, make it with: python tools/topics.py")
