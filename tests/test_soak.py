@@ -77,8 +77,9 @@ class Soak:
         self.miners[i] = start_miners(self.place / f"miners{i}", self.endpoint, self.place / "wallets", self.groups[i])
 
     def start_service(self):
-        settings = {"network.endpoint": self.endpoint, "network.timeout": 3, "wallet.name": "house", "wallet.path": str(self.place / "wallets"), "encoder.name": "toy:ToyEncoder",
-                    "service.port": getattr(self, "service_port", 0), "service.per_minute": 100_000, "paths.data": str(self.place / "data")}
+        settings = {"network.endpoint": self.endpoint, "network.timeout": 3, "wallet.name": "house", "wallet.path": str(self.place / "wallets"),
+                    "encoder.name": "toy:ToyEncoder", "service.port": getattr(self, "service_port", 0), "service.per_minute": 100_000,
+                    "paths.data": str(self.place / "data")}
         card = start_service(load_settings(settings, environ={}), self.place / "service")
         self.service_port, self.service_url = card.port, card.url
         self.service = psutil.Process(card.pid)

@@ -34,13 +34,14 @@ class Service(Protocol):
 
     def upload(self, submission: Submission) -> Any: ...  # a receipt with an `index_version`
 
-# %% ../../nbs/12f_validator_shared.ipynb #8b348161
+# %% ../../nbs/12f_validator_shared.ipynb #bdba96d9
 def shared_novelty(service: Service, latent_space: str) -> Novelty:
     """Asks the service about each answer's clips, for one round: all at the version of the index that the first answer met.
 
     A service that is down makes an answer `unjudged`: nobody is paid or punished by guess.
     """
-    first, versions = threading.Lock(), []
+    first = threading.Lock()
+    versions: list[int] = []
 
     def ask(vectors: np.ndarray, clips: Sequence[Clip], hotkey: str) -> Neighbours:
         with first:
