@@ -37,10 +37,10 @@ check: $(READY)  ## quick look before a commit: export in sync, clean notebooks,
 
 test: setup check  ## everything that fits ten minutes on two cores
 	@$(BIN)/python tools/check.py outputs
-	@$(BIN)/pytest -q
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n 2 --dist loadfile
 
 test-full: test  ## and the long ones
-	@$(BIN)/pytest -q -m full
+	@$(BIN)/pytest -q -m full -s tests
 
 docs: $(READY)  ## the site, built from the notebooks into site/
 	@$(BIN)/python tools/docs.py
