@@ -101,7 +101,7 @@ def list_digest(topics: Sequence[str]) -> str:
     "Sixteen hex digits that name a list in a record."
     return hashlib.sha256("\n".join(topics).encode()).hexdigest()[:16]
 
-# %% ../nbs/01b_topics.ipynb #a229c934
+# %% ../nbs/01b_topics.ipynb #a63bd3da
 LAB = "the lab's own list"
 _SOONER = 12  # a failed reload is tried again after this part of the interval
 
@@ -126,7 +126,8 @@ class TopicList:
         if self.remote and not is_link(self.source):
             raise TopicError(f"{self.source!r} is no usable address of a topic list; write http:// or https:// and a host")
         self._kept = Path(folder) / "topics.json" if folder and self.remote else None
-        self._lock, self._topics, self._due = threading.Lock(), (), 0.0
+        self._lock, self._due = threading.Lock(), 0.0
+        self._topics: tuple[str, ...] = ()
         self.in_force, self.problem = "", ""
         self.topics()
 
