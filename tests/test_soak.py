@@ -3,6 +3,7 @@
 The short one plays a few rounds with a few faults; the long one (`make test-full`) 200 rounds of each validator with 16 miners.
 """
 import json
+import os
 import random
 import signal
 import subprocess
@@ -233,7 +234,7 @@ def report(soak, finals, shown):
 
 @pytest.fixture(autouse=True)
 def toys_are_found(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
 
 
 def test_a_short_soak(tmp_path):

@@ -7,16 +7,14 @@ __all__ = ['log', 'STATUS', 'WORDS', 'SIGNATURE', 'REFUSALS', 'STYLE', 'HEADINGS
            'Rotation', 'Recent', 'Service', 'validator_routes', 'miner_routes', 'leaderboard_page', 'public_routes',
            'Health', 'make_app', 'latent_space', 'build_service', 'serve', 'main', 'start_service', 'stop_service']
 
-# %% ../../nbs/14c_api_app.ipynb #40734b44
+# %% ../../nbs/14c_api_app.ipynb #3549b288
 import argparse
 import asyncio
 import html
 import itertools
 import logging
-import os
 import socket
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -26,7 +24,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import uvicorn
 from bittensor.sp_core import Keypair
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -36,12 +33,12 @@ from starlette.requests import ClientDisconnect
 from .book import Book, BookError, Conflict, Space, Unfit
 from .models import (AudioReceipt, JudgedAudio, LeaderboardRow, NoveltyQuestion, NoveltyReply, Proxy, Receipt, Scores, Submission,
                                   TopicClip, request_schema)
-from ..chain import Chain, ChainError, open_wallet
+from ..chain import ChainError, open_chain, open_wallet
 from ..chain.auth import Gate, NonceStore, Refused, exchange_of, sign_response
 from ..chain.cache import MetagraphCache
 from ..embedding import get_encoder
 from ..miner.openapi import SIGNED, problems
-from ..miner.server import ServerCard, ServerFailed, TooLarge, bounded_body, read_card, stop_server, target, write_card
+from ..serving import ServerCard, TooLarge, bounded_body, serve_app, start_process, stop_server, target
 from ..observe import add_health, add_metrics, setup_logging
 from ..protocol import Wire, WireError, parse
 from ..settings import Settings
@@ -265,7 +262,7 @@ def make_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
     add_metrics(app).gauge("index_version", "Rows of the shared index", lambda: service.book.version)
     return app
 
-# %% ../../nbs/14c_api_app.ipynb #0f07e73c
+# %% ../../nbs/14c_api_app.ipynb #c9df59f4
 def latent_space(name: str) -> Space:
     "The latent space of the encoder `name`."
     encoder = get_encoder(name)
@@ -276,7 +273,7 @@ def build_service(settings: Settings, state: Path) -> Service:
     "Everything the service needs, from settings. Raises `BookError` when another process owns the folder."
     book = Book(state, latent_space(settings.encoder.name))
     s, keypair = settings.service, open_wallet(settings.wallet.name, settings.wallet.hotkey, settings.wallet.path).hotkey
-    chain = Chain(settings.network.endpoint, settings.network.netuid, timeout=min(settings.network.timeout, 10.0))
+    chain = open_chain(settings, timeout=min(settings.network.timeout, 10.0))
     metagraph, nonces = MetagraphCache(chain.metagraph, path=state / "metagraph.json"), NonceStore(state / "nonces.db")
     validators = Gate(keypair.ss58_address, metagraph, int(s.min_stake_tao * 10**9), need_permit=True, nonce_store=nonces, per_minute=s.per_minute)
     miners = Gate(keypair.ss58_address, metagraph, need_permit=False, nonce_store=nonces, per_minute=s.per_minute)
@@ -284,7 +281,7 @@ def build_service(settings: Settings, state: Path) -> Service:
     proxies = Rotation([p.strip() for p in settings.source.proxy.split(",") if p.strip()])
     return Service(book, Door(keypair, s.max_body_bytes), validators, miners, proxies, topics.topics)
 
-# %% ../../nbs/14c_api_app.ipynb #4ed6469f
+# %% ../../nbs/14c_api_app.ipynb #32cde901
 def serve(settings: Settings, state: str | Path | None = None) -> None:
     "Serve on a state folder (default: the settings') until told to stop by SIGTERM or SIGINT. The card appears once the socket listens."
     state = Path(state or settings.service.state)
@@ -292,9 +289,7 @@ def serve(settings: Settings, state: str | Path | None = None) -> None:
     setup_logging(settings.log)
     service = build_service(settings, state)
     with service.book, socket.create_server((settings.service.host, settings.service.port)) as listener:
-        config = uvicorn.Config(make_app(service), http="h11", log_config=None, timeout_graceful_shutdown=5, h11_max_incomplete_event_size=32768)
-        write_card(state, settings.service.host, listener.getsockname()[1])
-        uvicorn.Server(config).run(sockets=[listener])
+        serve_app(make_app(service), listener, settings.service.host, state)
 
 
 def main() -> None:
@@ -311,25 +306,10 @@ def main() -> None:
 if __name__ == "__main__" and "__file__" in globals():  # a program has a file, a notebook's cell has none
     main()
 
-# %% ../../nbs/14c_api_app.ipynb #49f23c1e
+# %% ../../nbs/14c_api_app.ipynb #ffb17582
 def start_service(settings: Settings, state: str | Path | None = None, seconds: float = 120.0) -> ServerCard:
     "The service of a state folder, started in a process of its own when it does not run yet. Raises `ServerFailed`."
-    state = Path(state or settings.service.state)
-    state.mkdir(parents=True, exist_ok=True)
-    if card := read_card(state):
-        return card
-    (state / "settings.json").write_text(settings.model_dump_json())
-    (state / "server.json").unlink(missing_ok=True)
-    with open(state / "server.log", "ab") as log:
-        process = subprocess.Popen([sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", "omega_lab.api.app", str(state)],
-                                   stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
-    until = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < until:
-        if card := read_card(state):
-            return card
-        time.sleep(0.1)
-    process.terminate()
-    raise ServerFailed(f"the service on {state} did not start:\n{(state / 'server.log').read_text()[-2000:]}")
+    return start_process("omega_lab.api.app", settings, state or settings.service.state, "the service", seconds)
 
 
 def stop_service(state: str | Path, seconds: float = 10.0) -> bool:

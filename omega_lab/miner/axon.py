@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATUS', 'FORESEEN', 'refusal', 'known_head', 'admit', 'answer_axon', 'add_axon']
 
-# %% ../../nbs/11d_miner_axon.ipynb #39de504c
+# %% ../../nbs/11d_miner_axon.ipynb #9f1c1b6e
 import asyncio
 import time
 from collections.abc import Mapping
@@ -18,7 +18,8 @@ from ..chain.link import ChainError
 from ..chain.network import Neuron
 from ..chain.synapse import Head, Question, answer_body, answer_headers, check_question, read_body, read_head
 from .openapi import AXON_DOC
-from .work import Busy, MinerParts, TooLarge, answer_in_time, bounded_body
+from .work import Busy, MinerParts, answer_in_time
+from ..serving import TooLarge, bounded_body
 from ..protocol import VideoRequest, WireError
 
 # %% ../../nbs/11d_miner_axon.ipynb #77c7e099
