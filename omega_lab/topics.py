@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_TOPICS', 'MAX_LIST_BYTES', 'LAB', 'TopicError', 'usable_topics', 'parse_topics', 'lab_file', 'by_scenario',
-           'draw_topic', 'list_digest', 'TopicList', 'load_topics', 'Place', 'Scenario', 'doing', 'read_taxonomy',
-           'action_phrases', 'distinct', 'nearest_cosine']
+           'draw_topic', 'list_digest', 'TopicList', 'load_topics', 'kept_topics', 'Place', 'Scenario', 'doing',
+           'read_taxonomy', 'action_phrases', 'distinct', 'nearest_cosine']
 
-# %% ../nbs/01b_topics.ipynb #aed9dec1
+# %% ../nbs/01b_topics.ipynb #9c59e64e
+import functools
 import hashlib
 import json
 import os
@@ -206,7 +207,7 @@ def _fallback(path: Path | None, source: str) -> tuple[tuple[str, ...], str]:
             path.unlink()  # damaged: what it held is gone, and the address will be asked again
     return _read_file(lab_file("topics.txt")), LAB
 
-# %% ../nbs/01b_topics.ipynb #86d0a177
+# %% ../nbs/01b_topics.ipynb #f25b3e7b
 def load_topics(
     source: str = "",  # http(s) address or file; empty: the lab's own list
     folder: str | os.PathLike | None = None,  # where the last good list of an address is kept over restarts
@@ -214,6 +215,12 @@ def load_topics(
 ) -> TopicList:
     "The topics a validator draws from. Raises `TopicError` for a file or an address that cannot be meant; an address that is down is no error."
     return TopicList(source, folder, reload)
+
+
+@functools.cache
+def kept_topics(source: str = "", folder: str | os.PathLike | None = None, reload: float = 3600.0) -> TopicList:
+    "The same list again for the same question, as long as the process lives: rounds on one kernel read an address when it is due, not each time."
+    return load_topics(source, folder, reload)
 
 # %% ../nbs/01b_topics.ipynb #6861d7d8
 @dataclass(frozen=True)
