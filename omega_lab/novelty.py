@@ -36,7 +36,7 @@ def exact_cosine(a: np.ndarray, b: np.ndarray) -> float:
     "Inner product of two float32 vectors, exactly rounded: products of float32 are exact in float64, `fsum` rounds once."
     return math.fsum((a.astype(np.float64) * b).tolist())
 
-# %% ../nbs/05_novelty.ipynb #38d1e30b
+# %% ../nbs/05_novelty.ipynb #a1c076d0
 class NoveltyIndex:
     "Vectors of dimension `dim` under `path` (a folder; None: in memory only). The version is the number of rows ever added."
 
@@ -78,7 +78,11 @@ class NoveltyIndex:
         with self._lock:
             if self._folder:
                 self._append("vectors.f32", vectors.tobytes())
-                self._append("ids.txt", "".join(f"{i}\n" for i in ids).encode())
+                try:
+                    self._append("ids.txt", "".join(f"{i}\n" for i in ids).encode())
+                except OSError:  # neither or both: the next row must not take this one's vector
+                    os.truncate(self._folder / "vectors.f32", len(self) * 4 * self.dim)
+                    raise
             self._ids += ids
             self._index.add(vectors)
             return self.version
@@ -92,10 +96,16 @@ class NoveltyIndex:
             self._index.add(vectors)
 
     def _append(self, name: str, data: bytes) -> None:
-        with open(self._folder / name, "ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        path = self._folder / name
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "ab") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # a full disk
+            os.truncate(path, before)
+            raise
 
     def query(self, vectors: np.ndarray, exclude: Collection[str] = (), version: int | None = None) -> Neighbours:
         "Novelty of float32[n, dim] against the first `version` rows (None: all) but those of `exclude`. An empty index answers 1.0."

@@ -164,7 +164,7 @@ def vectors_frame(record: RoundRecord) -> pl.DataFrame:
                         schema={"hotkey": pl.String, "position": pl.Int32}).with_columns(
         pl.Series(name, values, dtype=array) for name, values in columns.items())
 
-# %% ../nbs/08_store.ipynb #ccbc5ce1
+# %% ../nbs/08_store.ipynb #d19c9f7c
 class Store:
     "A validator's memory under `folder`: `scores.duckdb` and `vectors/`. Use it as a context manager, or close it."
 
@@ -194,6 +194,10 @@ class Store:
     def next_round(self) -> int:
         "The number after the last committed round; 1 at first."
         return self._con.execute("select coalesce(max(round), 0) + 1 from rounds").fetchone()[0]
+
+    def newest_block(self) -> int:
+        "The newest block any round has seen; 0 at first."
+        return self._con.execute("select coalesce(max(block), 0) from rounds").fetchone()[0]
 
     def corpus_rows(self) -> int:
         "How many clips have entered the index and the dataset."

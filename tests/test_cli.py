@@ -82,14 +82,35 @@ SEED_MINER = ("--netuid 24 --wallet.name W --wallet.hotkey H --wallet.path P --a
               "--neuron.query_augment NoAugment --neuron.name x --logging.trace --wandb.off")
 
 
-def test_the_networks_own_flags_become_settings(tmp_path):
-    "A miner of the working directory's own, which only says what it was given."
+def says_its_settings(folder, neuron):
+    "A pipeline of the working directory's own, which only says what it was given."
     cells = ["state = ''\ntopics = []\nsettings = {}", "print('given', __import__('json').dumps(settings))"]
     notebook = nf.v4.new_notebook(cells=[nf.v4.new_code_cell(source) for source in cells])
     notebook.cells[0].metadata["tags"] = ["parameters"]
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
-    (tmp_path / "pipelines").mkdir()
-    nf.write(notebook, tmp_path / "pipelines" / "miner.ipynb")
+    (folder / "pipelines").mkdir()
+    nf.write(notebook, folder / "pipelines" / f"{neuron}.ipynb")
+
+
+@pytest.mark.parametrize("neuron", ["miner", "validator"])
+def test_one_line_starts_either_neuron(tmp_path, neuron):
+    says_its_settings(tmp_path, neuron)
+    line = ("--netuid 24 --wallet.name W --wallet.hotkey H --axon.port 8091 --subtensor.network test --blacklist.force_validator_permit "
+            "--logging.trace --wandb.off")
+    done = lab(neuron, *line.split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    given, common = json.loads(done.stdout.split("given ")[1].splitlines()[0]), {
+        "network.netuid": 24, "network.endpoint": "wss://test.finney.opentensor.ai:443", "wallet.name": "W", "wallet.hotkey": "H",
+        "log.level": "debug", "log.experiment": "off"}
+    notes = [said for said in done.stderr.splitlines() if said.startswith("note: ")]
+    if neuron == "miner":
+        assert given == common | {"miner.port": 8091, "miner.force_validator_permit": True} and not notes
+    else:
+        assert given == common and notes == [f"note: {flag}: no effect on a validator" for flag in ("--axon.port", "--blacklist.force_validator_permit")]
+
+
+def test_the_networks_own_flags_become_settings(tmp_path):
+    says_its_settings(tmp_path, "miner")
     done = lab("miner", *SEED_MINER.split(), "--set", "network.endpoint=ws://127.0.0.1:9", "--set", "network.attempts=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "note: --neuron.name has no effect" in done.stderr and "note: --blacklist.allow_non_registered has no effect" in done.stderr

@@ -90,15 +90,21 @@ class ToyAnswerer:
 
     def __init__(self, nature: Nature, folder: Path):
         self.nature, self.folder, self.encoder, self.shelf = nature, folder, ToyEncoder(), self
-        self._lock, self._given, self._files = threading.Lock(), {}, {}
         folder.mkdir(parents=True, exist_ok=True)
-        self._media = blank_media(folder / "blank.mp4")
+        self._lock, self._media = threading.Lock(), blank_media(folder / "blank.mp4")
+        self._files = {path.name: path for path in folder.iterdir() if len(path.name) == 64}  # what a killed process has left
+        self._given: dict[tuple[str, int], int] = {}
+        for line in (folder / "given").read_text().splitlines() if (folder / "given").exists() else []:
+            caller, topic, count = line.split()
+            self._given[caller, int(topic)] = int(count)
 
     def answer(self, request, caller: str, **_) -> VideoResponse:
         topic = TOPICS.index(request.query)
         with self._lock:
             first = self._given.get((caller, topic), 0)
             self._given[caller, topic] = first + request.num_videos
+            with open(self.folder / "given", "a") as file:
+                file.write(f"{caller} {topic} {first + request.num_videos}\n")
         clips = [self._clip(topic, n) for n in range(first, first + request.num_videos)]
         return VideoResponse(encoder="toy@1", video_metadata=clips)
 

@@ -16,6 +16,7 @@ from toy import TOPICS
 
 from omega_lab.settings import load_settings
 from omega_lab.validator import open_validator, run_round, set_weights
+from omega_lab.validator.shared import tell
 
 HARD = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 
@@ -40,6 +41,9 @@ def live(config: dict) -> None:
             weights = set_weights(validator)
             say(progress, round=record.number, rewards={r.hotkey: r.verdict.reward for r in record.responses}, weights=weights.done,
                 why=weights.detail, block=weights.block)
+        while validator.service and (trouble := tell(validator.store, validator.service)):
+            say(progress, error=trouble[:300])
+            time.sleep(1)
     finally:
         validator.close()
 

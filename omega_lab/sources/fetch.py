@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Sign', 'fetch_from_miner', 'fetch_clip']
 
-# %% ../../nbs/03f_sources_fetch.ipynb #03485499
+# %% ../../nbs/03f_sources_fetch.ipynb #b9e6644e
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 from ..media import MediaError, file_sha256, probe
 from .base import SourceError, check_range, parse_clip_id
@@ -15,7 +16,7 @@ from .net import download
 from .web import fetch_link
 from .ytdlp import END_SLACK, Limits
 
-# %% ../../nbs/03f_sources_fetch.ipynb #53f6e76d
+# %% ../../nbs/03f_sources_fetch.ipynb #432a1adb
 Sign = Callable[[str, str], dict[str, str]]  # (method, url) -> headers, signed anew for each request
 
 
@@ -32,7 +33,7 @@ def fetch_from_miner(
     url = f"{base_url.rstrip('/')}/v1/media/{sha}"
     arrived = download(
         url,
-        kept.with_suffix(".unchecked"),
+        kept.with_name(f".{sha}.{uuid4().hex}"),  # two miners may be asked for it at once; each one's bytes are judged alone
         seconds=limits.seconds,
         max_bytes=limits.max_bytes,
         allow_private=True,

@@ -5,13 +5,17 @@
 # %% auto #0
 __all__ = ['NoProof', 'Proof', 'stored_body', 'prove']
 
-# %% ../../nbs/12g_validator_evidence.ipynb #4d47286d
+# %% ../../nbs/12g_validator_evidence.ipynb #c9e5af87
 import gzip
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
+import polars as pl
+
 from ..chain.auth import AnswerReceipt, ReceiptError, verify_receipt
-from ..protocol import VideoResponse, WireError, parse
+from ..novelty import unit
+from ..protocol import MODALITIES, Clip, VideoRequest, VideoResponse, WireError, parse, stack_vectors
 from ..store import Store, StoreError
 
 # %% ../../nbs/12g_validator_evidence.ipynb #4838c186
@@ -40,7 +44,7 @@ def stored_body(store: Store, number: int, hotkey: str) -> bytes:
     except (OSError, EOFError) as error:
         raise NoProof(f"{path.name} is damaged: {error}") from None
 
-# %% ../../nbs/12g_validator_evidence.ipynb #e029f927
+# %% ../../nbs/12g_validator_evidence.ipynb #285ed04b
 def prove(
     store: Store,
     number: int,  # the round
@@ -48,7 +52,8 @@ def prove(
     caller: str,  # the validator's hotkey
 ) -> Proof:
     "Check the signature, the bytes and the stored clips of one answer against each other. Raises `NoProof`."
-    found = store.sql("select wire, receipt, body_sha256, outcome, reason from responses where round = ? and hotkey = ?", number, hotkey)
+    found = store.sql("""select wire, receipt, body_sha256, outcome, reason, query, num_videos from responses join rounds using (round)
+                         where round = ? and hotkey = ?""", number, hotkey)
     if found.is_empty():
         raise StoreError(f"round {number} holds no response of {hotkey}")
     row = found.row(0, named=True)
@@ -58,16 +63,22 @@ def prove(
     if hashlib.sha256(body).hexdigest() != row["body_sha256"]:
         raise NoProof("the kept bytes are not those that were received")
     try:
-        verify_receipt(AnswerReceipt.of_text(row["receipt"]), signer=hotkey, caller=caller, response_sha256=row["body_sha256"])
+        asked = VideoRequest(query=row["query"], num_videos=row["num_videos"]).model_dump_json().encode()
+        verify_receipt(AnswerReceipt.of_text(row["receipt"]), signer=hotkey, caller=caller, response_sha256=row["body_sha256"],
+                       request_sha256=hashlib.sha256(asked).hexdigest())
         sent = parse(VideoResponse, body).video_metadata
     except (ReceiptError, WireError) as error:
         raise NoProof(str(error)) from error
-    _same_clips(store, number, hotkey, [(c.video_id, c.description, c.start_time, c.end_time) for c in sent])
+    _same_clips(store, number, hotkey, sent)
     return Proof(number, hotkey, caller, len(sent), row["outcome"], row["reason"])
 
 
-def _same_clips(store: Store, number: int, hotkey: str, sent: list[tuple]) -> None:
+def _same_clips(store: Store, number: int, hotkey: str, sent: list[Clip]) -> None:
     kept = store.sql("""select video_id, description, start_time, end_time from clips where round = ? and hotkey = ?
                         order by position""", number, hotkey).rows()
-    if kept != sent:
+    if kept != [(c.video_id, c.description, c.start_time, c.end_time) for c in sent]:
         raise NoProof("the stored clips are not those in the signed answer")
+    frame = store.vectors(number).filter(pl.col("hotkey") == hotkey).sort("position")
+    vectors = np.stack([frame[f"{m}_emb"].to_numpy() for m in MODALITIES], axis=1)
+    if not np.allclose(vectors, unit(stack_vectors(sent, vectors.shape[-1])), atol=1e-5):
+        raise NoProof("the stored embeddings are not those in the signed answer")

@@ -107,7 +107,7 @@ class Validator:
         if isinstance(self.service, ServiceClient):
             self.service.close()
 
-# %% ../../nbs/12b_validator_round.ipynb #db5ef5ab
+# %% ../../nbs/12b_validator_round.ipynb #cfd881a8
 def open_service(settings: Settings, wallet: Any) -> Service | None:
     "The shared service that `[validator] service` names; None when there is none."
     v = settings.validator
@@ -115,7 +115,7 @@ def open_service(settings: Settings, wallet: Any) -> Service | None:
         return None
     if not v.service_hotkey:
         raise NotAllowed(f"[validator] service is {v.service}: set service_hotkey too, the hotkey its answers are signed with")
-    return ServiceClient(v.service, v.service_hotkey, wallet.hotkey)
+    return ServiceClient(v.service, v.service_hotkey, wallet.hotkey, timeout=10, attempts=3)
 
 # %% ../../nbs/12b_validator_round.ipynb #0aa294e4
 def open_validator(settings: Settings, state: str | Path) -> Validator:
@@ -128,7 +128,7 @@ def open_validator(settings: Settings, state: str | Path) -> Validator:
     return Validator(settings, wallet, chain, encoder, Store(state), NoveltyIndex(state / "index", encoder.dim), data / "cache" / "media",
                      open_service(settings, wallet))
 
-# %% ../../nbs/12b_validator_round.ipynb #0c236b8f
+# %% ../../nbs/12b_validator_round.ipynb #1d128a5d
 def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.ndarray, answer: Answer, round_seed: int) -> ResponseRecord:
     "An answer's clips, their evidence and the verdict. An answer that breaks the wire's rules counts as none."
     seed, status, detail = response_seed(round_seed, answer.miner.hotkey), answer.status, answer.detail
@@ -151,7 +151,7 @@ def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.nda
                           seed, clips, evidence, vectors, verdicts[scoring.profile], (False,) * len(clips),
                           wire=answer.wire, receipt=answer.receipt.text() if answer.receipt else "",
                           rewards={profile: verdict.reward for profile, verdict in verdicts.items()},
-                          body=answer.body if verdicts[scoring.profile].outcome == "punished" else None)
+                          body=answer.body if verdicts[scoring.profile].outcome == "punished" and answer.wire == "lab" else None)
 
 
 def _verdict(scoring: ScoringSettings, examiner: Examiner, request: VideoRequest, query, vectors, evidence, status: str, detail: str) -> Verdict:
@@ -216,13 +216,13 @@ class Draft:
     version: int
     responses: tuple[ResponseRecord, ...]
 
-# %% ../../nbs/12b_validator_round.ipynb #e569a127
+# %% ../../nbs/12b_validator_round.ipynb #71cb8d56
 def draft_round(v: Validator, topic: str, metagraph: Metagraph | None = None) -> Draft:
     "Ask the miners for `topic` and judge their answers. Nothing is written."
     started, metagraph, version = now(), metagraph or v.metagraph(), v.index.version
     seed = random.SystemRandom().getrandbits(63)  # drawn before any answer is seen
     s = v.settings.validator
-    miners = sample(serving_miners(metagraph, v.wallet.hotkey.ss58_address, int(s.max_miner_stake_tao * 10**9)), s.sample_size, seed)
+    miners = sample(serving_miners(metagraph, v.wallet.hotkey.ss58_address, int(s.max_miner_stake_tao * 10**9), v.chain.local), s.sample_size, seed)
     request = VideoRequest(query=topic, num_videos=s.num_videos)
     answers = run_async(ask_all(miners, request, v.wallet.hotkey, s.timeout + s.margin, s.max_response_bytes, s.wire, v.latent_space, v.wires))
     query = unit(v.encoder.encode_text([topic])[0])
@@ -231,10 +231,11 @@ def draft_round(v: Validator, topic: str, metagraph: Metagraph | None = None) ->
         judged = pool.map(lambda answer: judge(v, examiner, request, query, answer, seed), answers)
         return Draft(topic, query, seed, started, metagraph, examiner, version, tuple(judged))
 
-# %% ../../nbs/12b_validator_round.ipynb #0d438c5a
+# %% ../../nbs/12b_validator_round.ipynb #6eeda50d
 def commit_draft(v: Validator, draft: Draft) -> RoundRecord:
     "Keep a round, whole. A kill before this leaves no trace of it."
-    v.store.forget(sorted(set(v.store.averages()) - {n.hotkey for n in draft.metagraph.neurons}))
+    if draft.metagraph.block >= v.store.newest_block():  # a node that lags behind does not know who came since
+        v.store.forget(sorted(set(v.store.averages()) - {n.hotkey for n in draft.metagraph.neurons}))
     thresholds = draft.examiner.thresholds
     record = RoundRecord(v.store.next_round(), draft.topic, draft.query, draft.seed, draft.started, now(), draft.metagraph.block,
                          v.latent_space, thresholds, v.settings, draft.version,
@@ -305,17 +306,20 @@ def look_at_sealed(v: Validator) -> str:
     v.store.weights_seen(number, v.chain.weights(v.chain.weight_rules(v.wallet.hotkey.ss58_address).uid))
     return f"the row sealed in block {block} is open and " + ("as sent" if check.agrees else f"differs: {check}")
 
-# %% ../../nbs/12b_validator_round.ipynb #86026b0f
+# %% ../../nbs/12b_validator_round.ipynb #e07bc16e
 def set_weights(v: Validator, force: bool = False) -> WeightsOutcome:
     "Set weights when they are due (`force`: as soon as the chain takes them). A chain that is down or refuses costs the weights, not the validator."
+    metagraph = v.metagraph()
+    if v.metagraph.trouble:  # no round waits for a chain that hangs
+        return WeightsOutcome(False, v.metagraph.trouble)
     try:
-        metagraph = v.chain.metagraph()
         if metagraph.by_hotkey(v.wallet.hotkey.ss58_address) is None:
             return WeightsOutcome(False, "this validator is not registered on the subnet")
         opened, weights = look_at_sealed(v), weights_now(v, metagraph)
         if not weights:
             return WeightsOutcome(False, "no miner has earned anything yet")
-        report = set_weights_until_seen(v.chain, v.wallet, weights, every=0 if force else v.settings.validator.weights_every)
+        report = set_weights_until_seen(v.chain, v.wallet, weights, every=0 if force else v.settings.validator.weights_every,
+                                         attempts=2, deadline=120)
     except (ChainError, ValueError) as error:
         return WeightsOutcome(False, str(error))
     keep_weights(v, metagraph, weights, report)

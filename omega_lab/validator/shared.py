@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'UNFIT', 'REFUSED', 'Service', 'shared_novelty', 'submissions', 'tell']
 
-# %% ../../nbs/12f_validator_shared.ipynb #b241b70a
+# %% ../../nbs/12f_validator_shared.ipynb #da711842
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..api.client import ServiceRefused
+from ..api.client import ServiceDown, ServiceError, ServiceRefused
 from ..api.models import JudgedClip, Submission
 from ..novelty import Neighbours
 from ..protocol import MODALITIES, Clip
@@ -34,7 +34,7 @@ class Service(Protocol):
 
     def upload(self, submission: Submission) -> Any: ...  # a receipt with an `index_version`
 
-# %% ../../nbs/12f_validator_shared.ipynb #bdba96d9
+# %% ../../nbs/12f_validator_shared.ipynb #846a1e3f
 def shared_novelty(service: Service, latent_space: str) -> Novelty:
     """Asks the service about each answer's clips, for one round: all at the version of the index that the first answer met.
 
@@ -42,14 +42,19 @@ def shared_novelty(service: Service, latent_space: str) -> Novelty:
     """
     first = threading.Lock()
     versions: list[int] = []
+    failures: list[ServiceError] = []
 
     def ask(vectors: np.ndarray, clips: Sequence[Clip], hotkey: str) -> Neighbours:
         with first:
-            if not versions:
-                answer = service.novelty(vectors, hotkey, latent_space)
-                versions.append(answer.version)
-                return answer
-        return service.novelty(vectors, hotkey, latent_space, at=versions[0])
+            if failures:  # a service that is down is waited for once in a round, not once for every miner
+                raise failures[0]
+            try:
+                answer = service.novelty(vectors, hotkey, latent_space, at=versions[0] if versions else None)
+            except ServiceDown as error:
+                failures.append(error)
+                raise
+            versions.append(answer.version)
+            return answer
     return ask
 
 # %% ../../nbs/12f_validator_shared.ipynb #139b8fb7
@@ -61,7 +66,12 @@ def _judged_clip(row: dict[str, Any], vectors: dict[str, np.ndarray]) -> JudgedC
                       description_relevance=row["description_relevance"], query_relevance=row["query_relevance"],
                       nearest=evidence.nearest_id, **told)
 
-# %% ../../nbs/12f_validator_shared.ipynb #b49c770f
+# %% ../../nbs/12f_validator_shared.ipynb #1461bc5c
+def _told(response: dict[str, Any]) -> str:
+    "Why, in our own words: what a miner's server answered in the place of clips stays in our store."
+    return response["status"] if response["outcome"] == "no answer" else response["reason"][:2000]
+
+# %% ../../nbs/12f_validator_shared.ipynb #e0a9802b
 def submissions(store: Store, number: int) -> Iterator[Submission]:
     "What a round's record says of each miner, as the service wants it."
     about = store.sql("select query, num_videos, encoder, settings, settings_hash, index_version, novelty_from from rounds where round = ?",
@@ -76,12 +86,12 @@ def submissions(store: Store, number: int) -> Iterator[Submission]:
         versions = [ClipEvidence.model_validate_json(row["evidence"]).index_version for row in mine]
         yield Submission(
             run=store.name, encoder=about["encoder"], round=number, miner=response["hotkey"], query=about["query"], num_videos=about["num_videos"],
-            status=response["status"], outcome=response["outcome"], reason=response["reason"][:2000], reward=response["reward"], profile=profile,
+            status=response["status"], outcome=response["outcome"], reason=_told(response), reward=response["reward"], profile=profile,
             settings_hash=about["settings_hash"], index_version=next((v for v in versions if v is not None), about["index_version"]),
             novelty_from=about["novelty_from"],
             clips=[_judged_clip(row, {m: arrays[m][places[row["hotkey"], row["position"]]] for m in MODALITIES}) for row in mine])
 
-# %% ../../nbs/12f_validator_shared.ipynb #c95c550e
+# %% ../../nbs/12f_validator_shared.ipynb #fbea28a3
 UNFIT, REFUSED = {413, 422}, -1  # statuses that speak of the message itself; the index version kept for a round that was refused so
 
 
@@ -91,7 +101,7 @@ def tell(store: Store, service: Service) -> str:
         try:
             receipts = [service.upload(submission) for submission in submissions(store, number)]
         except ServiceRefused as error:
-            if error.status not in UNFIT:  # a permit that lapsed, another latent space: an operator can mend that
+            if error.status not in UNFIT and "another verdict" not in error.detail:  # a permit that lapsed, another latent space: to be mended
                 return f"round {number} is not with the service: {error}"
             log.error("the service will never take round %s, it is passed over: %s", number, error)
             store.uploaded(number, datetime.now(UTC).replace(tzinfo=None), REFUSED)
