@@ -245,10 +245,10 @@ def show(endpoint: Endpoint = "local", netuid: Netuid = 24) -> None:
 
     raise typer.Exit(main_chain_show(endpoint, netuid=netuid))
 
-# %% ../nbs/16c_cli.ipynb #3f5b7200
+# %% ../nbs/16c_cli.ipynb #e4b4cad8
 @app.command(epilog=CODES)
 def api(state: Annotated[str | None, typer.Option(help="the service's folder")] = None, set_: Set = []) -> None:  # noqa: B006
-    "The shared service of many validators, until a signal ends it."
+    "The shared service of many validators, until a signal ends it. It does not update itself ([update] auto is for neurons): `omega-lab update`, restart."
     from omega_lab.api import BookError
     from omega_lab.api.app import serve
     from omega_lab.chain import ChainError

@@ -70,7 +70,7 @@ def check_open(argument: str) -> None:
         raise UnitError(f"{shown}… looks like a secret, and unit files are readable for everybody: put it into the environment file "
                         "(OMEGA_LAB_SECTION_KEY=…) named in the unit")
 
-# %% ../nbs/16e_units.ipynb #2c2e9f13
+# %% ../nbs/16e_units.ipynb #39835864
 UNIT = """# written by `omega-lab service systemd {neuron}`; install as {place}
 [Unit]
 Description=omega_lab {neuron}
@@ -86,6 +86,8 @@ EnvironmentFile=-{environment}
 Environment=PYTHONUNBUFFERED=1
 ExecStart={command}
 Restart=always
+# 2: written wrongly, and no better the next time
+RestartPreventExitStatus=2
 RestartSec=5
 KillSignal=SIGTERM
 KillMode=mixed
@@ -119,11 +121,11 @@ def systemd_unit(service: Service) -> str:
         command=" ".join(map(quoted, service.command())), hardening=HARDENING if system else "",
         target="multi-user.target" if system else "default.target")
 
-# %% ../nbs/16e_units.ipynb #ea2f1e34
+# %% ../nbs/16e_units.ipynb #eb248910
 def pm2_file(service: Service) -> str:
     "The text of a pm2 ecosystem file."
     script, *arguments = service.command()
     app = {"name": f"omega-lab-{service.neuron}", "script": script, "args": arguments, "interpreter": "none", "cwd": str(service.folder.absolute()),
-           "autorestart": True, "restart_delay": 5000, "kill_timeout": service.patience * 1000, "treekill": False, "env": {"PYTHONUNBUFFERED": "1"}}
+           "autorestart": True, "restart_delay": 5000, "stop_exit_codes": [2], "kill_timeout": service.patience * 1000, "treekill": False, "env": {"PYTHONUNBUFFERED": "1"}}
     return (f"// written by `omega-lab service pm2 {service.neuron}`; start with: pm2 start omega-lab-{service.neuron}.config.js\n"
             f"module.exports = {json.dumps({'apps': [app]}, indent=2)};\n")

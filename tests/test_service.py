@@ -24,7 +24,8 @@ def test_systemd_takes_the_unit(tmp_path, user):
     done = subprocess.run(["systemd-analyze", "verify", *([] if user else ["--user"]), str(unit)], capture_output=True, text=True,
                           env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)})
     assert "omega-lab-miner.service" not in done.stderr, done.stderr
-    assert f"ExecStart={program()} miner --every 20m" in unit.read_text() and ("User=root" in unit.read_text()) == bool(user)
+    text = unit.read_text()
+    assert f"ExecStart={program()} miner --every 20m" in text and "\nRestartPreventExitStatus=2\n" in text and ("User=root" in text) == bool(user)
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="no node here")
