@@ -121,11 +121,12 @@ def systemd_unit(service: Service) -> str:
         command=" ".join(map(quoted, service.command())), hardening=HARDENING if system else "",
         target="multi-user.target" if system else "default.target")
 
-# %% ../nbs/16e_units.ipynb #eb248910
+# %% ../nbs/16e_units.ipynb #ca70cd7a
 def pm2_file(service: Service) -> str:
     "The text of a pm2 ecosystem file."
     script, *arguments = service.command()
     app = {"name": f"omega-lab-{service.neuron}", "script": script, "args": arguments, "interpreter": "none", "cwd": str(service.folder.absolute()),
-           "autorestart": True, "restart_delay": 5000, "stop_exit_codes": [2], "kill_timeout": service.patience * 1000, "treekill": False, "env": {"PYTHONUNBUFFERED": "1"}}
+           "autorestart": True, "restart_delay": 5000, "stop_exit_codes": [2],
+           "kill_timeout": service.patience * 1000, "treekill": False, "env": {"PYTHONUNBUFFERED": "1"}}
     return (f"// written by `omega-lab service pm2 {service.neuron}`; start with: pm2 start omega-lab-{service.neuron}.config.js\n"
             f"module.exports = {json.dumps({'apps': [app]}, indent=2)};\n")
