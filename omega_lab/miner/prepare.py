@@ -249,7 +249,7 @@ def find(source: Source, topics: Sequence[str], n: int, augment: Augmenter, unti
             notes.append(f"searching {query.text!r}: {error}")
     return found
 
-# %% ../../nbs/11a_miner_prepare.ipynb #06561967
+# %% ../../nbs/11a_miner_prepare.ipynb #ba2e2f64
 def prepare(
     source: Source,
     encoder: Encoder,
@@ -266,6 +266,7 @@ def prepare(
     before, problems = len(shelf.read()), list[str]()
     found = find(source, topics, hits_per_topic, tools.augment, until, problems)
     done, begun = shelf.finished(), {video_id for video_id, _, _ in shelf.keys()}
+    unheard = set[str]()  # topics of which something may come another time
     waiting = [pair for pair in found.hits.values() if pair[0].id not in done]
     for hit, topic in progress(sorted(waiting, key=lambda pair: pair[0].id in begun)):  # untouched ones first: every round adds something
         if time.monotonic() >= until:
@@ -279,7 +280,9 @@ def prepare(
                 break
         except (SourceError, ValueError) as error:
             problems.append(f"{hit.title}: {error}")
+            if isinstance(error, SourceError) and error.kind != "gone":
+                unheard.add(topic)
     if STOPPED not in problems:
-        for topic in (t for t in found.topics if not shelf.knows(t)):
+        for topic in (t for t in found.topics if t not in unheard and not shelf.knows(t)):
             shelf.finish(f"topic {' '.join(topic.split())}")
     return Prepared(len(shelf.read()) - before, len(shelf.read()), tuple(problems), tuple(found.queries))
