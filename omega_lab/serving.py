@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TooLarge', 'bounded_body', 'target', 'ServerCard', 'read_card', 'write_card', 'serve_app', 'ServerFailed',
-           'start_process', 'stop_server']
+           'write_settings', 'same_settings', 'start_process', 'stop_server']
 
-# %% ../nbs/01c_serving.ipynb #a4cc57fc
+# %% ../nbs/01c_serving.ipynb #56441c3d
 import asyncio
 import json
 import os
@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -91,9 +92,28 @@ def serve_app(app: FastAPI, listener: socket.socket, host: str, state: Path) -> 
     write_card(state, host, listener.getsockname()[1])
     uvicorn.Server(config).run(sockets=[listener])
 
-# %% ../nbs/01c_serving.ipynb #d6506938
+# %% ../nbs/01c_serving.ipynb #44b5a3f7
 class ServerFailed(RuntimeError):
     "The server did not come up; carries the end of its log."
+
+
+def write_settings(settings: Settings, state: Path) -> None:
+    "Leave the settings for the server, for nobody else to read: an address of a proxy may hold its password."
+    temporary = state / f".settings.{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(settings.model_dump_json())
+    temporary.rename(state / "settings.json")
+
+
+def same_settings(settings: Settings, state: str | Path, besides: Collection[str] = ()) -> bool:
+    "Whether the last server of a state folder was started with these settings, the sections `besides` left aside."
+    try:
+        kept = json.loads((Path(state) / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    wanted = json.loads(settings.model_dump_json())
+    return all(kept.get(name) == wanted.get(name) for name in (kept.keys() | wanted.keys()) - set(besides))
 
 
 def start_process(module: str, settings: Settings, state: str | Path, what: str, seconds: float = 120.0) -> ServerCard:
@@ -102,7 +122,7 @@ def start_process(module: str, settings: Settings, state: str | Path, what: str,
     state.mkdir(parents=True, exist_ok=True)
     if card := read_card(state):
         return card
-    (state / "settings.json").write_text(settings.model_dump_json())
+    write_settings(settings, state)
     (state / "server.json").unlink(missing_ok=True)
     command = [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", module, str(state)]
     with open(state / "server.log", "ab") as log:

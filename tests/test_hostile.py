@@ -15,7 +15,7 @@ from omega_lab.embedding import CachedEncoder, get_encoder
 from omega_lab.miner import make_source, open_shelf, prepare, read_log, start_server, stop_server
 from omega_lab.protocol import VideoRequest, parse_response
 from omega_lab.samples import golden_path
-from omega_lab.settings import load_settings
+from omega_lab.settings import ScheduleSettings, Settings, load_settings
 
 TAO = 10**9
 GOOD = json.dumps({"query": "a big cat", "num_videos": 2}).encode()
@@ -133,4 +133,16 @@ def test_media_by_its_hash(miner):
 
 
 def test_starting_twice_is_one_server(miner):
-    assert start_server(load_settings(environ={}), miner[3]) == miner[0]
+    settings = Settings.model_validate_json((miner[3] / "settings.json").read_text())
+    assert start_server(settings, miner[3]) == miner[0]
+    assert start_server(settings.model_copy(update={"schedule": ScheduleSettings(every=77.0)}), miner[3]) == miner[0], "the server does not look at it"
+
+
+def test_changed_settings_start_the_server_anew(miner):
+    "The last test: it ends the server of the others."
+    settings = Settings.model_validate_json((miner[3] / "settings.json").read_text())
+    changed = settings.model_copy(update={"miner": settings.miner.model_copy(update={"per_minute": 1})})
+    card = start_server(changed, miner[3])
+    assert card != miner[0] and not miner[0].alive() and start_server(changed, miner[3]) == card
+    assert (miner[3] / "settings.json").stat().st_mode & 0o777 == 0o600
+    assert "uvicorn" in (miner[3] / "miner.log").read_text() and not (miner[3] / "server.log").read_text()

@@ -7,29 +7,39 @@ import json
 import logging
 import os
 import re
+import resource
 import select
 import socket
 import socketserver
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from PIL import Image
 
-from omega_lab.chain.network import Neuron
+from omega_lab.chain.auth import Gate, NonceStore, dev_wallet, sign_request
+from omega_lab.chain.network import Metagraph, Neuron
+from omega_lab.chain.synapse import Head, request_headers
 from omega_lab.embedding import CachedEncoder, get_encoder
 from omega_lab.embedding.base import ClipVectors
+from omega_lab.embedding.text import text_similarity
 from omega_lab.media import frames, write_film
-from omega_lab.miner.answer import Answerer
+from omega_lab.miner import answer as answering
+from omega_lab.miner.answer import Answerer, append_line, honest, read_log, thin_log
+from omega_lab.miner.axon import patience
 from omega_lab.miner.caption import pieces_of, write_caption
 from omega_lab.miner.language import Augmenter, Endpoint, LanguageError, LocalModel, NoAnswer, bounded_text, make_augmenter, make_captioner
 from omega_lab.miner.prepare import STOPPED, Tools, make_source, make_tools, open_shelf, prepare
+from omega_lab.miner.server import find_uid, make_app, publish
 from omega_lab.miner.windows import window_worth, windows_of
 from omega_lab.miner.work import MinerParts, StakeQueue, answer_in_time
 from omega_lab.protocol import VideoRequest
@@ -483,3 +493,164 @@ def test_endpoints_share_nothing_but_their_settings(model):
         one.ask([{"role": "user", "content": "x"}], 5)
     model.status = 200
     assert two.ask([{"role": "user", "content": "x"}], 5) == model.say
+
+
+# answering
+
+
+@pytest.fixture(scope="module")
+def five(films, encoder, tmp_path_factory):
+    "A shelf with the five films."
+    shelf = open_shelf(tmp_path_factory.mktemp("five"), encoder)
+    prepare(FolderSource(films), encoder, shelf, ["cats"])
+    return shelf
+
+
+def keys(response) -> set[tuple[str, int]]:
+    return {(clip.video_id, clip.start_time) for clip in response.video_metadata}
+
+
+def parts_of(answerer: Answerer, source, deadline: float = 60, gate=None, keypair=None) -> MinerParts:
+    return MinerParts(load_settings({"miner.deadline": deadline}, environ={}), gate, answerer, source, keypair, StakeQueue(2, 8))
+
+
+VALIDATOR = Neuron(1, "5Validator", "5Cold", 10**15, True, None, 0, 0.0)
+CATS = VideoRequest(query="a red cat", num_videos=2)
+
+
+def test_a_caption_is_read_once(films, encoder, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(answering, "sentence_vectors", lambda texts, plain=answering.sentence_vectors: read.extend(texts) or plain(texts))
+    shelf, log = open_shelf(tmp_path, encoder), tmp_path / "answers.jsonl"
+    prepare(FolderSource(films), encoder, shelf, ["cats"], 3)
+    answerer = Answerer(shelf, encoder, log)
+    answerer.answer(CATS, "5One")
+    captions = shelf.read()["description"].to_list()
+    assert sorted(read) == sorted([*captions, CATS.query])
+    read.clear()
+    answerer.answer(CATS, "5Two"), Answerer(shelf, encoder, log).answer(CATS, "5Three")
+    assert read == [CATS.query, CATS.query], "nor after a restart"
+    read.clear()
+    prepare(FolderSource(films), encoder, shelf, ["cats"], 5)
+    answerer.answer(CATS, "5Four")
+    assert len(read) == 3 and not set(read) & set(captions), "new captions alone"
+    ready = answerer.ready()
+    cosines = ready.sentences @ answering.sentence_vectors([CATS.query])[0]
+    assert np.allclose(cosines, text_similarity(shelf.read()["description"].to_list(), CATS.query), atol=1e-5)
+
+
+def test_a_late_answer_uses_up_no_clip(films, five, encoder, tmp_path):
+    calls = []
+
+    def slow_at_first(*args):
+        calls.append(1)
+        time.sleep(1.0 if len(calls) == 1 else 0)
+        return honest(*args)
+
+    answerer = Answerer(five, encoder, tmp_path / "answers.jsonl", slow_at_first)
+
+    async def story():
+        first = await answer_in_time(parts_of(answerer, FolderSource(films), deadline=0.3), CATS, VALIDATOR)
+        await asyncio.sleep(0.3)
+        return first, await answer_in_time(parts_of(answerer, FolderSource(films)), CATS, VALIDATOR)
+
+    first, second = asyncio.run(story())
+    given = [{(i, a) for i, a, _ in entry["picked"]} for entry in read_log(answerer.log)]
+    assert len(calls) == 3 and given == [keys(first), keys(second)] and len(given[0] | given[1]) == 4
+
+
+def test_the_older_wires_patience_bounds_an_answer(films, five, encoder, tmp_path):
+    class Slow(SlowSource):
+        def search(self, topic, n):
+            time.sleep(3)
+            return super().search(topic, n)
+
+    parts, began = parts_of(Answerer(five, encoder, tmp_path / "answers.jsonl"), Slow(films)), time.monotonic()
+    answer = asyncio.run(answer_in_time(parts, VideoRequest(query="a blue cat in the wild", num_videos=1), VALIDATOR, 0.5))
+    assert len(answer.video_metadata) == 1 and time.monotonic() - began < 4  # the loop ends with its threads
+    assert parts.answerer.log.stat().st_mtime and len(read_log(parts.answerer.log)) == 1
+    waits = [patience(Head(caller="5" * 48, uuid="u", nonce=1, signature="0x", timeout=seconds)) for seconds in (12, 1, 0)]
+    assert waits == [11, 0.5, None], "0 is that wire's word for without bound"
+
+
+# a disk that is full, a chain that is down
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    "No file of this process grows beyond `size` bytes: the first half of a line is written, as on a full disk."
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_tears_no_line_and_the_answer_is_given(five, encoder, tmp_path, caplog):
+    answerer = Answerer(five, encoder, tmp_path / "answers.jsonl")
+    first = answerer.answer(CATS, "5One")
+    size = answerer.log.stat().st_size
+    with files_up_to(size + 20):
+        second = answerer.answer(CATS, "5One")
+        with pytest.raises(OSError):
+            append_line(answerer.log, "x" * 100)
+    third = answerer.answer(CATS, "5One")
+    assert "could not be noted" in caplog.text and len(keys(first) | keys(second) | keys(third)) == 5
+    assert [entry["clips"] for entry in read_log(answerer.log)] == [2, 1], "whole lines, and the one that could not be noted is missing"
+
+
+def test_a_broken_line_is_passed_over_and_the_server_starts(five, encoder, tmp_path, caplog):
+    log = tmp_path / "answers.jsonl"
+    Answerer(five, encoder, log).answer(CATS, "5One")
+    with open(log, "ab") as file:
+        file.write(b'{"at": "2026-{"at": 1}\n[]\n\xff\n')
+    answerer = Answerer(five, encoder, log)
+    assert "3 of 4 lines" in caplog.text and len(answerer.answer(CATS, "5One").video_metadata) == 2 and len(read_log(log)) == 2
+
+
+def test_old_answers_without_a_clip_are_dropped(tmp_path):
+    def entry(at: str, *picked: list) -> dict:
+        return {"at": at, "caller": "5One", "query": "cats", "asked": 2, "clips": len(picked), "picked": list(picked)}
+
+    log, entries = tmp_path / "answers.jsonl", [entry("2020-01-01"), entry("2020-01-02", ["sha256:1", 0, 9]), entry("2999-01-01")]
+    for one in entries:
+        append_line(log, json.dumps(one))
+    thin_log(log)
+    assert read_log(log) == entries[1:], "what was sent is never forgotten"
+
+
+def test_a_disk_that_fails_the_nonces_is_a_503_on_both_wires(five, encoder, tmp_path):
+    miner, validator = dev_wallet("//Miner").hotkey, dev_wallet("//Validator").hotkey
+    asker = Neuron(1, validator.ss58_address, "5Cold", 10**15, True, None, 0, 0.0)
+    gate = Gate(miner.ss58_address, lambda: Metagraph(24, 1, (asker,)), nonce_store=NonceStore(tmp_path / "nonces.db"))
+    with sqlite3.connect(tmp_path / "nonces.db") as other:
+        other.execute("drop table seen"), other.execute("drop table newest")
+    app = make_app(parts_of(Answerer(five, encoder, tmp_path / "answers.jsonl"), None, gate=gate, keypair=miner))
+
+    async def ask() -> list[tuple[int, str]]:
+        body = CATS.model_dump_json().encode()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://miner") as client:
+            own = await client.post("/v1/videos", content=body, headers=sign_request(validator, "POST", "/v1/videos", body, miner.ss58_address))
+            older = await client.post("/Videos", content=body, headers=request_headers(validator, miner.ss58_address, "127.0.0.1", 1, 12.0))
+        return [(own.status_code, own.json()["detail"]), (older.status_code, older.json()["message"])]
+
+    assert asyncio.run(ask()) == [(503, "cannot answer now, the miner's disk fails it: try again later")] * 2
+
+
+def test_a_chain_that_is_down_stops_no_round(caplog):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = f"ws://127.0.0.1:{listener.getsockname()[1]}"
+    settings, wallet = load_settings({"network.endpoint": endpoint, "network.attempts": 1}, environ={}), dev_wallet("//Miner")
+    assert find_uid(settings, wallet.hotkey.ss58_address) is None and "cannot be reached" in caplog.text
+    assert publish(settings, wallet, 8091) == "" and "published next time" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "known"), [("blocked", False), ("retry", False), ("gone", True)])
+def test_a_topic_whose_films_were_refused_stays_open(films, encoder, tmp_path, kind, known):
+    class Refusing(FolderSource):
+        def fetch(self, id, start, end):
+            raise SourceError(kind, "not today")
+
+    shelf = open_shelf(tmp_path, encoder)
+    assert prepare(Refusing(films), encoder, shelf, ["cats"], 2).added == 0 and shelf.knows("cats") is known

@@ -162,7 +162,7 @@ def test_health_of_a_miner(miner):
 
 
 def test_a_miners_log_is_lines_of_json(miner):
-    lines = (miner.state / "server.log").read_text().splitlines()
+    lines = (miner.state / "miner.log").read_text().splitlines()
     assert all(json.loads(line)["logger"] for line in lines if line)
     assert any("uvicorn" in json.loads(line)["logger"] for line in lines)
     answered = [line for line in map(json.loads, lines) if line["message"] == "answered"]
