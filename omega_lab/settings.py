@@ -8,10 +8,11 @@ __all__ = ['SettingsError', 'Section', 'NetworkSettings', 'WalletSettings', 'Enc
            'TasksSettings', 'CorpusSettings', 'PathsSettings', 'ScheduleSettings', 'LogSettings', 'UpdateSettings',
            'Settings', 'settings_file', 'load_settings', 'settings_ini']
 
-# %% ../nbs/00_settings.ipynb #3392bdb2
+# %% ../nbs/00_settings.ipynb #75f325d7
 import configparser
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -49,14 +50,15 @@ class EncoderSettings(Section):
     "Which latent space. Part of the score hash: other vectors, other scores."
     name: str = Field("bridge", description="`bridge` (embedded, approximate), another registered encoder, or module:Class of your own")
 
-# %% ../nbs/00_settings.ipynb #4b28498c
+# %% ../nbs/00_settings.ipynb #25c976ab
 class SourceSettings(Section):
     "Where a miner's clips come from, and how a validator fetches what it checks."
     kind: Literal["folder", "urls", "youtube"] = Field("folder", description="folder | urls | youtube")
     folder: str = Field("data/catalog", description="folder of media files with an optional catalog.json")
     links: str = Field("", description="file with one link per line, for kind = urls")
     subjects: str = Field("", description="comma-separated subjects of the catalog to use; empty: all")
-    proxy: str = Field("", description="proxies for yt-dlp, comma-separated, the next one taken when one is blocked, e.g. socks5://127.0.0.1:9050; empty: none")
+    proxy: str = Field("", description="proxies for yt-dlp, comma-separated, the next one taken when one is blocked, e.g. socks5://127.0.0.1:9050; "
+                       "empty: none. A user:password@ in it is never stored or shown; best given in the environment")
     fetch_first: float = Field(300.0, gt=0, description="at most so much of a hit is looked at, seconds from its start")
     allow_private: bool = Field(False, description="let url: clips point into private networks (only for tests at home)")
 
@@ -168,10 +170,11 @@ class CorpusSettings(Section):
     min_flush: int = Field(32, ge=1, description="fewest rows written as a shard when the service stops")
     folder: str = Field("data/corpus", description="local dataset folder")
 
-# %% ../nbs/00_settings.ipynb #0871bb05
+# %% ../nbs/00_settings.ipynb #aa3d5d11
 class PathsSettings(Section):
     "What the lab keeps on this machine."
     data: str = Field("data", description="downloads, media and caches")
+    cache_gb: float = Field(20.0, ge=0.1, description="most that each cache (media, embeddings) may take, GB; what was unused longest goes first")
     state: str = Field("data/state", description="what a neuron must find again after a restart")
 
 # %% ../nbs/00_settings.ipynb #12471070
@@ -197,7 +200,7 @@ class UpdateSettings(Section):
     remote: str = Field("origin", min_length=1, description="git remote the tags come from")
     signers: str = Field("", description="file of allowed signers (as ssh-keygen's ALLOWED SIGNERS); an update needs one")
 
-# %% ../nbs/00_settings.ipynb #5e6eab5d
+# %% ../nbs/00_settings.ipynb #ac859611
 class Settings(Section):
     "All settings of the lab, section by section."
     network: NetworkSettings = NetworkSettings()
@@ -222,6 +225,12 @@ class Settings(Section):
         text = "".join(getattr(self, s).model_dump_json() for s in ("encoder", "checks", "scoring"))
         text += f"{self.validator.num_videos}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def public(self) -> "Settings":
+        "These settings as they may be kept and shown: user and password of an address are replaced by ***."
+        def shown(value: Any) -> Any:
+            return re.sub(r"(?<=://)[^\s,/]*@", "***@", value) if isinstance(value, str) else value
+        return Settings.model_validate({name: {key: shown(value) for key, value in section.items()} for name, section in self.model_dump().items()})
 
 # %% ../nbs/00_settings.ipynb #31450ca1
 def _from_ini(path: Path) -> dict[str, dict[str, str]]:
@@ -306,10 +315,10 @@ def _check_together(settings: Settings) -> None:
     if t.focus + t.audio > 1:
         raise SettingsError(f"[tasks] focus {t.focus} and audio {t.audio} together exceed 1")
 
-# %% ../nbs/00_settings.ipynb #4292a082
+# %% ../nbs/00_settings.ipynb #bb8e74e1
 def settings_ini(settings: Settings | None = None) -> str:
     "The text of a settings file holding `settings` (default: the defaults), each value commented."
-    settings = settings or Settings()
+    settings = (settings or Settings()).public()
     lines = ["# Settings of omega_lab. A line may be removed: its default then holds.",
              "# The environment (OMEGA_LAB_<SECTION>_<KEY>) and notebook parameters override what stands here."]
     for name, field in Settings.model_fields.items():

@@ -164,7 +164,7 @@ def vectors_frame(record: RoundRecord) -> pl.DataFrame:
                         schema={"hotkey": pl.String, "position": pl.Int32}).with_columns(
         pl.Series(name, values, dtype=array) for name, values in columns.items())
 
-# %% ../nbs/08_store.ipynb #d19c9f7c
+# %% ../nbs/08_store.ipynb #f8b4d3c3
 class Store:
     "A validator's memory under `folder`: `scores.duckdb` and `vectors/`. Use it as a context manager, or close it."
 
@@ -242,7 +242,7 @@ class Store:
     def _insert_round(self, r: RoundRecord) -> None:
         self._con.execute("insert into rounds values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [
             r.number, r.query, r.seed, r.started_at, r.ended_at, r.block, r.settings.validator.num_videos, r.encoder,
-            r.thresholds.model_dump_json(), r.settings.score_hash(), r.settings.model_dump_json(), r.index_version, r.novelty_from])
+            r.thresholds.model_dump_json(), r.settings.score_hash(), r.settings.public().model_dump_json(), r.index_version, r.novelty_from])
         averages, row = self.averages(), self.corpus_rows()
         for response in r.responses:
             average = update_average(averages.get(response.hotkey, 0.0), response.verdict.reward, r.settings.validator.average_alpha)

@@ -60,6 +60,11 @@ def test_the_shipped_settings_are_the_defaults(tmp_path):
     assert lab("settings", cwd=tmp_path).stdout == Path("settings.ini").read_text()
 
 
+def test_a_proxys_password_is_not_shown(tmp_path):
+    shown = lab("settings", env={"OMEGA_LAB_SOURCE_PROXY": "socks5://me:hush@10.0.0.1:9050,http://10.0.0.2:3128"}, cwd=tmp_path).stdout
+    assert "hush" not in shown and "proxy = socks5://***@10.0.0.1:9050,http://10.0.0.2:3128" in shown
+
+
 def test_unknown_pipelines_and_parameters():
     assert "no pipeline named 'nothing'" in lab("run", "nothing").stderr
     done = lab("run", "miner", "-p", "nonsense=1")
