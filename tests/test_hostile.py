@@ -135,7 +135,7 @@ def test_media_by_its_hash(miner):
 def test_starting_twice_is_one_server(miner):
     settings = Settings.model_validate_json((miner[3] / "settings.json").read_text())
     assert start_server(settings, miner[3]) == miner[0]
-    assert start_server(settings.model_copy(update={"schedule": ScheduleSettings(every=77.0)}), miner[3]) == miner[0], "the server does not look at it"
+    assert start_server(settings.model_copy(update={"schedule": ScheduleSettings(keep_runs=7)}), miner[3]) == miner[0], "the server does not look at it"
 
 
 def test_changed_settings_start_the_server_anew(miner):
