@@ -6,7 +6,7 @@
 __all__ = ['ENCODERS', 'Thresholds', 'ClipVectors', 'Encoder', 'unit', 'get_encoder', 'CachedEncoder', 'BoundedEncoder',
            'write_vectors', 'read_vectors']
 
-# %% ../../nbs/04a_embedding_base.ipynb #e71deb1d
+# %% ../../nbs/04a_embedding_base.ipynb #55c56929
 import importlib
 import os
 import threading
@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..cache import mark_used
 from ..media import file_sha256
 
 # %% ../../nbs/04a_embedding_base.ipynb #3aa155bf
@@ -86,7 +87,7 @@ def get_encoder(name: str = "bridge", **options: Any) -> Encoder:
         raise ValueError(f"encoder {name!r} cannot be loaded: {error}") from error
     raise ValueError(f"there is no encoder {name!r}; available: {', '.join(sorted(ENCODERS))}, or module:Class of your own")
 
-# %% ../../nbs/04a_embedding_base.ipynb #91da214d
+# %% ../../nbs/04a_embedding_base.ipynb #8fbcdfc0
 class CachedEncoder:
     """An encoder that remembers clips in a folder, by content, range, and the encoder's name and revision.
 
@@ -114,6 +115,7 @@ class CachedEncoder:
 
     def encode_clip(self, path: str | os.PathLike, start: float | None = None, end: float | None = None) -> ClipVectors:
         entry = self.entry(path, start, end)
+        mark_used(entry)
         if not entry.is_file():
             write_vectors(entry, self.encoder.encode_clip(path, start, end))
         return read_vectors(entry, self.dim)

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['Sign', 'fetch_from_miner', 'fetch_clip']
 
-# %% ../../nbs/03f_sources_fetch.ipynb #b9e6644e
+# %% ../../nbs/03f_sources_fetch.ipynb #2cc89ae2
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
+from ..cache import mark_used
 from ..media import MediaError, file_sha256, probe
 from .base import SourceError, check_range, parse_clip_id
 from .net import download
 from .web import fetch_link
 from .ytdlp import END_SLACK, Limits
 
-# %% ../../nbs/03f_sources_fetch.ipynb #432a1adb
+# %% ../../nbs/03f_sources_fetch.ipynb #d1c48876
 Sign = Callable[[str, str], dict[str, str]]  # (method, url) -> headers, signed anew for each request
 
 
@@ -29,6 +30,7 @@ def fetch_from_miner(
     """
     kept = Path(cache_dir) / f"{sha}.media"
     if kept.exists():
+        mark_used(kept)
         return kept
     url = f"{base_url.rstrip('/')}/v1/media/{sha}"
     arrived = download(

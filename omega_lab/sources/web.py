@@ -6,7 +6,7 @@
 __all__ = ['covering_file', 'link_of', 'fetch_link', 'link_transcript', 'read_links', 'hit_of_name', 'UrlSource',
            'hits_from_search', 'YoutubeSource']
 
-# %% ../../nbs/03e_sources_web.ipynb #326d6316
+# %% ../../nbs/03e_sources_web.ipynb #b59f89ad
 import hashlib
 import json
 import os
@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from ..cache import mark_used
 from omega_lab.sources.base import (
     Hit,
     Rank,
@@ -48,7 +49,7 @@ def link_of(clip_id: str) -> str:
         raise ValueError(f"{clip_id}: a file has no link; its miner serves it")
     return clip.key if clip.source == "url" else f"https://www.youtube.com/watch?v={clip.key}"
 
-# %% ../../nbs/03e_sources_web.ipynb #96856fef
+# %% ../../nbs/03e_sources_web.ipynb #1912b9c4
 def fetch_link(clip_id: str, start: float, end: float, cache_dir: Path, limits: Limits, *, exact: bool = False) -> Path:
     """A file that holds the range of a `url:` or `youtube:` clip on the medium's own clock; from the cache if it can.
 
@@ -57,6 +58,7 @@ def fetch_link(clip_id: str, start: float, end: float, cache_dir: Path, limits: 
     check_range(start, end)
     link, cache_dir = link_of(clip_id), Path(cache_dir)
     if not exact and (kept := covering_file(cache_dir, clip_id, end)):
+        mark_used(kept)
         return kept
     try:
         return fetch_media(link, start, end, cache_dir / f"{_digest(clip_id)}-{round(end * 1000)}", limits, exact=exact)
