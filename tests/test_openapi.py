@@ -16,7 +16,7 @@ from omega_lab.embedding import get_encoder
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 OPERATIONS = ["POST /v1/videos", "GET /v1/media/{sha}", "POST /Videos", "GET /healthz", "GET /metrics"]
-FEW, MANY = 10, 100
+FEW, MANY = 4, 100
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")  # the library's own
 
 
