@@ -21,7 +21,7 @@ from .settings import Settings
 class FlagError(ValueError):
     "A flag that cannot be honoured; says what to write instead."
 
-# %% ../nbs/16g_flags.ipynb #0bdcdf21
+# %% ../nbs/16g_flags.ipynb #50c039bb
 @dataclass(frozen=True)
 class Flag:
     "One flag. `key` is the setting it stands for; without one, `help` says why it has no effect here."
@@ -34,6 +34,7 @@ class Flag:
     neuron: str = ""  # of one neuron only; the other takes it without effect
     refused: bool = False
     hidden: bool = False  # from --help
+    alone: bool = False  # the other neuron does not take it: ignoring it there would do what was ruled out
 
     @property
     def argument(self) -> str:
@@ -53,7 +54,7 @@ def elsewhere(flag: Flag, neuron: str) -> Flag:
     "A flag as a neuron takes it: one that is only the other's means nothing, and is not shown by `--help`."
     return flag if flag.neuron in ("", neuron) else replace(flag, key="", help=f"no effect on a {neuron}", refused=False, hidden=True)
 
-# %% ../nbs/16g_flags.ipynb #a775a1e4
+# %% ../nbs/16g_flags.ipynb #7265dc23
 AUGMENT = {"NoAugment": "none", "LocalLLMAugment": "local", "OpenAIAugment": "endpoint"}
 FLAGS = (
     Flag("--netuid", int, "network.netuid", "number of the subnet"),
@@ -94,8 +95,8 @@ FLAGS = (
     Flag("--neuron.events_retention_size", str, help="events are in the store and in the log"),
     Flag("--neuron.dont_save_events", bool, help="events are in the store and in the log"),
     Flag("--neuron.decentralization.off", bool, help="a validator with [validator] service asks that service, any other its own index"),
-    Flag("--neuron.axon_off", bool, help="a validator serves nothing", neuron="validator"),
-    Flag("--axon_off", bool, help="a validator serves nothing", neuron="validator"),
+    Flag("--neuron.axon_off", bool, help="a validator serves nothing", neuron="validator", alone=True),
+    Flag("--axon_off", bool, help="a validator serves nothing", neuron="validator", alone=True),
     Flag("--logging.logging_dir", str, help="the log goes to stderr, the rounds to --runs"),
     Flag("--logging.record_log", bool, help="the log goes to stderr, the rounds to --runs"),
     Flag("--neuron.disable_set_weights", bool, help="weights are set when they are due; leave the flag out", neuron="validator", refused=True),
@@ -148,10 +149,10 @@ def loopback(address: str) -> bool:
     except ValueError:
         return address == "localhost"
 
-# %% ../nbs/16g_flags.ipynb #18a15d33
+# %% ../nbs/16g_flags.ipynb #77a0fc0a
 def with_flags(neuron: str) -> Callable[[Callable], Callable]:
     "Give a command the neuron's flags as options; the command receives those that were written as `flags`."
-    flags = [elsewhere(flag, neuron) for flag in FLAGS]
+    flags = [elsewhere(flag, neuron) for flag in FLAGS if flag.neuron in ("", neuron) or not flag.alone]
 
     def decorate(command: Callable) -> Callable:
         own = inspect.signature(command)
