@@ -228,10 +228,10 @@ def test_a_busy_miner_serves_higher_stake_first_and_turns_the_rest_away(parts):
     answer = parts.answerer.answer
     order = []
 
-    def slow(request, caller):
+    def slow(request, caller, claim):
         order.append(caller)
         release.wait(20)
-        return answer(request, caller)
+        return answer(request, caller, claim)
 
     parts.answerer.answer = slow
     with serving(parts) as port:
