@@ -39,7 +39,7 @@ def start_miners(folder, endpoint, wallets, miners):
     config.write_text(json.dumps({"endpoint": endpoint, "wallets": str(wallets), "folder": str(folder), "ready": str(ready), "miners": miners}))
     with open(log, "ab") as out:
         process = subprocess.Popen([sys.executable, str(Path(__file__).parent / "toy_miners.py"), str(config)], stdout=out, stderr=out)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 150
     while not ready.exists():
         assert process.poll() is None and time.monotonic() < until, log.read_text()[-2000:]
         time.sleep(0.05)

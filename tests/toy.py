@@ -98,7 +98,11 @@ class ToyAnswerer:
             caller, topic, count = line.split()
             self._given[caller, int(topic)] = int(count)
 
-    def answer(self, request, caller: str, **_) -> VideoResponse:
+    def has(self, request, caller: str) -> bool:
+        "Always."
+        return True
+
+    def answer(self, request, caller: str, claim=lambda: True) -> VideoResponse:
         topic = TOPICS.index(request.query)
         with self._lock:
             first = self._given.get((caller, topic), 0)

@@ -26,10 +26,10 @@ from omega_lab.sources import FolderSource
 class Moody(ToyAnswerer):
     "Hangs while told so."
 
-    def answer(self, request, caller: str, **options):
+    def answer(self, request, caller: str, claim=lambda: True):
         while (self.folder / "hang").exists():
             time.sleep(0.05)
-        return super().answer(request, caller, **options)
+        return super().answer(request, caller, claim)
 
 
 def parts(settings: Settings, wallet, nature: Nature, folder: Path, metagraph: MetagraphCache) -> MinerParts:
