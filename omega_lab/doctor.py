@@ -89,14 +89,16 @@ def check_chain(s: Settings) -> Iterator[Finding]:
     except (ChainError, ValueError) as error:
         yield Finding("chain", "missing", str(error), "check [network] endpoint and that the node runs")
 
-# %% ../nbs/16b_doctor.ipynb #3ff8b2b4
+# %% ../nbs/16b_doctor.ipynb #48ee2250
 def check_wallet(s: Settings) -> Iterator[Finding]:
     "Whether the wallet's files are there; they are not opened."
+    from omega_lab.chain.auth import key_remedy
+
     folder = Path(s.wallet.path).expanduser() / s.wallet.name
     found = (folder / "hotkeys" / s.wallet.hotkey).is_file()
     yield Finding("wallet", "ok", f"{s.wallet.name}/{s.wallet.hotkey} in {s.wallet.path}") if found else Finding(
         "wallet", "note", f"no hotkey {s.wallet.name}/{s.wallet.hotkey} in {s.wallet.path} (the demo makes its own)",
-        f"btcli wallet create --wallet.name {s.wallet.name} --wallet.hotkey {s.wallet.hotkey}")
+        key_remedy(s.wallet.name, s.wallet.hotkey, s.wallet.path))
 
 # %% ../nbs/16b_doctor.ipynb #f1d79525
 def check_data(s: Settings) -> Iterator[Finding]:
