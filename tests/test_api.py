@@ -94,7 +94,7 @@ def test_each_refusal_has_its_reason(place):
     attempts = [
         (post(place, body, headers={}), 401, "unsigned"), (post(place, body, sent=body.replace(b"1.0", b"2.0", 1)), 401, "bad signature"),
         (post(place, body, receiver="ben"), 403, "another receiver"), (post(place, body, who="stranger"), 403, "not registered"),
-        (post(place, body, who="mia"), 403, "permit"), (post(place, body, who="poor"), 403, "stake too low"),
+        (post(place, body, who="mia"), 403, "permit"), (post(place, body, who="poor"), 403, "stake too low: 10 TAO, 1 000 TAO needed"),
         (post(place, body, headers=signed), 200, None), (post(place, body, headers=signed), 409, "replayed"),
         (post(place, b"", who="stranger", path="/api/check_score", method="GET"), 403, "not registered"),
         (post(place, b"", path="/api/get_proxy"), 404, "no proxies")]

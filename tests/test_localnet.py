@@ -275,7 +275,8 @@ def test_a_subnet_by_hand(golden_file, tmp_path, capsys):
         code, text = said(main_chain_register, hotkey="miner", create=True, fund="10", **wallet)
         assert code == 0 and text.startswith("uid 0 on subnet 24")
         assert said(main_chain_register, hotkey="validator", create=True, **wallet)[1].startswith("uid 1")
-        assert said(main_chain_stake, "2.5", hotkey="validator", **wallet) == (0, "uid 1 has 2.5 TAO of stake and may validate\n")
+        code, text = said(main_chain_stake, "2.5", hotkey="validator", **wallet)
+        assert code == 0 and text.startswith("uid 1 has 2.5 TAO of stake and may validate; miners may want more: [miner] min_stake_tao is 10240")
         assert said(main_chain_fund, "//Bob", "0.000001")[1] == f"{account_of('//Bob')} has 0.000001 TAO\n"
         shown = said(main_chain_show)[1].splitlines()
         assert shown[0].endswith("subnet 24, 2 neurons") and "2.5 TAO  permit" in shown[2]
