@@ -30,6 +30,7 @@ from omega_lab.chain.localnet import LocalNet
 from omega_lab.novelty import exact_cosine, unit
 from omega_lab.samples import golden_path
 from omega_lab.settings import load_settings
+from omega_lab.validator.round import NotAllowed, open_service
 
 TAO, DIM = 10**9, 660
 NAMES = ("service", "ada", "ben", "poor", "mia", "noa", "stranger")
@@ -218,6 +219,36 @@ def test_what_anyone_may_read(place):
     assert httpx.get(url + "/metrics").status_code == 200
     described = httpx.get(url + "/openapi.json").json()
     assert "clips" in json.dumps(described["paths"]["/api/upload_video_metadata"]["post"]["requestBody"])
+
+
+def test_a_validator_learns_whom_it_asks(place):
+    """A wrong hotkey or latent space is said before the first round; a service that is down is no error."""
+    def opened(space=place[4], **changes):
+        changes = {"validator.service": place[0].url, "validator.service_hotkey": hotkey(place, "service")} | changes
+        return open_service(load_settings(changes, environ={}), place[3]["ada"], space)
+
+    with opened() as service:
+        assert service.health().hotkey == hotkey(place, "service") and service.health().encoder == place[4]
+    with pytest.raises(NotAllowed, match=f"signs as {hotkey(place, 'service')}, .*service_hotkey is {hotkey(place, 'ben')}: set it"):
+        opened(**{"validator.service_hotkey": hotkey(place, "ben")})
+    with pytest.raises(NotAllowed, match="latent space .* gives imagebind@1"):
+        opened("imagebind@1")
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    with opened(**{"validator.service": f"http://127.0.0.1:{port}"}) as down:
+        assert down.health() is None
+    with opened(**{"validator.service": place[0].url + "/elsewhere"}) as other:
+        assert other.health() is None
+    said = (place[2] / "server.log").read_text()
+    assert f"shared service at {place[0].url}, signs as {hotkey(place, 'service')}, latent space {place[4]};" in said
+
+
+def test_silence_is_no_answer(tmp_path):
+    with Book(tmp_path, TOY) as book:
+        for status, reward in (("answered", 0.1), ("timeout", -0.005)):
+            book.upload(ADDRESS["ada"], verdict(ADDRESS["mia"], status=status, reward=reward))
+        [row] = book.leaderboard()
+        assert (row.asked, row.answers) == (2, 1)
 
 
 def recording(seconds=1.0, rate=16_000):

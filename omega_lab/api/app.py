@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['log', 'STATUS', 'WORDS', 'SIGNATURE', 'REFUSALS', 'STYLE', 'HEADINGS', 'NothingHere', 'add_refusals', 'Door',
            'Rotation', 'Recent', 'Service', 'validator_routes', 'miner_routes', 'leaderboard_page', 'public_routes',
-           'Health', 'make_app', 'latent_space', 'build_service', 'serve', 'main', 'start_service', 'stop_service']
+           'make_app', 'latent_space', 'build_service', 'open_listener', 'introduce', 'serve', 'main', 'start_service',
+           'stop_service']
 
-# %% ../../nbs/14c_api_app.ipynb #3549b288
+# %% ../../nbs/14c_api_app.ipynb #5a08e38f
 import argparse
 import asyncio
 import html
 import itertools
 import logging
+import re
 import socket
 import sqlite3
 import sys
@@ -31,14 +33,14 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.requests import ClientDisconnect
 
 from .book import Book, BookError, Conflict, Space, Unfit
-from .models import (AudioReceipt, JudgedAudio, LeaderboardRow, NoveltyQuestion, NoveltyReply, Proxy, Receipt, Scores, Submission,
+from .models import (AudioReceipt, Health, JudgedAudio, LeaderboardRow, NoveltyQuestion, NoveltyReply, Proxy, Receipt, Scores, Submission,
                                   TopicClip, request_schema)
 from ..chain import ChainError, open_chain, open_wallet
 from ..chain.auth import Gate, NonceStore, Refused, exchange_of, sign_response
 from ..chain.cache import MetagraphCache
 from ..embedding import get_encoder
 from ..miner.openapi import SIGNED, problems
-from ..serving import ServerCard, TooLarge, bounded_body, serve_app, start_process, stop_server, target
+from ..serving import ServerCard, TooLarge, bounded_body, check_port, serve_app, start_process, stop_server, target
 from ..observe import add_health, add_metrics, setup_logging
 from ..protocol import Wire, WireError, parse
 from ..settings import Settings
@@ -184,14 +186,14 @@ def miner_routes(service: Service) -> APIRouter:
 
     return routes
 
-# %% ../../nbs/14c_api_app.ipynb #88cfc67a
+# %% ../../nbs/14c_api_app.ipynb #9747a795
 STYLE = """:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:3rem auto;padding:0 1rem}
 h1{font-size:1.5rem;margin-bottom:.2rem}p{opacity:.75;margin-top:0}div{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:.45rem .7rem;border-bottom:1px solid color-mix(in srgb,currentColor 15%,transparent)}
 th{font-weight:600;font-size:.85rem}th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}td:nth-child(2){font-family:ui-monospace,monospace}"""
-HEADINGS = ("", "miner", "reward", "answers", "punished", "accepted", "first of kind", "novelty", "caption", "topic")
+HEADINGS = ("", "miner", "reward", "answers", "asked", "punished", "accepted", "first of kind", "novelty", "caption", "topic")
 
-# %% ../../nbs/14c_api_app.ipynb #49cedd55
+# %% ../../nbs/14c_api_app.ipynb #c3740c9f
 def leaderboard_page(rows: Sequence[LeaderboardRow], about: str) -> str:
     "The leaderboard as one HTML page."
     def number(value: float | None) -> str:
@@ -199,8 +201,8 @@ def leaderboard_page(rows: Sequence[LeaderboardRow], about: str) -> str:
 
     def line(place: int, r: LeaderboardRow) -> str:
         name = f'<span title="{html.escape(r.miner)}">{html.escape(r.miner[:8])}…{html.escape(r.miner[-4:])}</span>'
-        cells = (place, name, number(r.reward), r.answers, r.punished, f"{r.accepted} of {r.clips}", r.first, number(r.novelty),
-                 number(r.description_relevance), number(r.query_relevance))
+        cells = (place, name, number(r.reward), r.answers, r.asked, r.punished, f"{r.accepted} of {r.clips}", r.first,
+                 number(r.novelty), number(r.description_relevance), number(r.query_relevance))
         return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
     head = "".join(f'<th scope="col">{heading}</th>' for heading in HEADINGS)
@@ -209,7 +211,7 @@ def leaderboard_page(rows: Sequence[LeaderboardRow], about: str) -> str:
             f"<style>{STYLE}</style></head><body><h1>Leaderboard</h1><p>{html.escape(about)}</p>\n"
             f"<div><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div></body></html>")
 
-# %% ../../nbs/14c_api_app.ipynb #737aa8ef
+# %% ../../nbs/14c_api_app.ipynb #5f7af6b8
 def public_routes(service: Service) -> APIRouter:
     "`leaderboard` as JSON and as a page, `mm/topics`, `mm/topic_video_count`, `mm/topic_relevant/{topic}`."
     routes, book = APIRouter(tags=["public"]), service.book
@@ -221,7 +223,8 @@ def public_routes(service: Service) -> APIRouter:
 
     @routes.get("/leaderboard", response_class=HTMLResponse)
     def page() -> HTMLResponse:
-        about = f"{book.version} accepted clips in the index, latent space {book.space.name}. Means over all answers and accepted clips."
+        about = (f"{book.version} accepted clips in the index, latent space {book.space.name}. Rewards are means over all that was asked,"
+                 " the rest over accepted clips.")
         return HTMLResponse(leaderboard_page(board(), about), headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
     @routes.get("/api/mm/topics")
@@ -238,15 +241,7 @@ def public_routes(service: Service) -> APIRouter:
 
     return routes
 
-# %% ../../nbs/14c_api_app.ipynb #a1510508
-class Health(Wire):
-    "What one may know of a service: whom to sign for, and what it measures in."
-    hotkey: str
-    encoder: str
-    index_version: int
-    chain: Literal["answers", "silent"]  # silent: the last metagraph known serves on
-
-
+# %% ../../nbs/14c_api_app.ipynb #62bf3041
 def make_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
     "The service's HTTP application, with `more` routers beside its own."
     app = FastAPI(title="omega_lab service", docs_url=None, redoc_url=None)
@@ -281,15 +276,41 @@ def build_service(settings: Settings, state: Path) -> Service:
     proxies = Rotation([p.strip() for p in settings.source.proxy.split(",") if p.strip()])
     return Service(book, Door(keypair, s.max_body_bytes), validators, miners, proxies, topics.topics)
 
-# %% ../../nbs/14c_api_app.ipynb #32cde901
+# %% ../../nbs/14c_api_app.ipynb #21fed385
+def open_listener(host: str, port: int, state: Path) -> socket.socket:
+    "A listening socket. Port 0 is the port of the folder's last run, so that a restart moves no address; a free one at first or when it is taken."
+    if port:
+        return socket.create_server((host, port))
+    kept = state / "port.txt"
+    last = int(kept.read_text()) if kept.exists() and re.fullmatch(r"\d{1,5}", kept.read_text()) else 0
+    try:
+        listener = socket.create_server((host, last))
+    except (OSError, OverflowError):
+        if not last:
+            raise
+        listener = socket.create_server((host, 0))
+        log.warning("port %d of the last run is taken, the address is a new one: tell the validators, or set [service] port", last)
+    kept.write_text(str(listener.getsockname()[1]))
+    return listener
+
+
+def introduce(service: Service, host: str, port: int) -> str:
+    "What validators must know of a service, in one line."
+    return (f"shared service at http://{host}:{port}, signs as {service.validators.receiver}, latent space {service.book.space.name};"
+            " validators set [validator] service and service_hotkey")
+
+# %% ../../nbs/14c_api_app.ipynb #dad7b7d1
 def serve(settings: Settings, state: str | Path | None = None) -> None:
     "Serve on a state folder (default: the settings') until told to stop by SIGTERM or SIGINT. The card appears once the socket listens."
     state = Path(state or settings.service.state)
     state.mkdir(parents=True, exist_ok=True)
     setup_logging(settings.log)
+    check_port(settings.service.host, settings.service.port, state, "[service] port")
     service = build_service(settings, state)
-    with service.book, socket.create_server((settings.service.host, settings.service.port)) as listener:
-        serve_app(make_app(service), listener, settings.service.host, state)
+    host = settings.service.host
+    with service.book, open_listener(host, settings.service.port, state) as listener:
+        print(introduce(service, host, listener.getsockname()[1]), flush=True)
+        serve_app(make_app(service), listener, host, state)
 
 
 def main() -> None:

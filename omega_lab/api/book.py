@@ -141,7 +141,7 @@ class Space:
     dim: int
     novelty: float = 0.1
 
-# %% ../../nbs/14b_api_book.ipynb #9469ff61
+# %% ../../nbs/14b_api_book.ipynb #68cbdd6a
 class Book:
     "The service's memory under `folder`. Use it as a context manager, or close it. Safe to use from several threads."
 
@@ -317,7 +317,8 @@ class Book:
     def leaderboard(self) -> list[LeaderboardRow]:
         "Every miner's standing, the best mean reward first."
         answers = {r["miner"]: dict(r) for r in self._read(
-            "select miner, count(*) answers, sum(outcome = 'punished') punished, avg(reward) reward from submissions group by miner")}
+            "select miner, count(*) asked, sum(status = 'answered') answers, sum(outcome = 'punished') punished, avg(reward) reward "
+            "from submissions group by miner")}
         clips = {r["miner"]: dict(r) for r in self._read(
             """select miner, count(*) clips, sum(accepted) accepted, sum(accepted and duplicate_of is null) first,
                avg(iif(accepted, c.novelty, null)) novelty, avg(iif(accepted, c.description_relevance, null)) description_relevance,

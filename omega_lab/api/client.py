@@ -6,7 +6,7 @@
 __all__ = ['MAX_ANSWER', 'AGAIN', 'Reply', 'ServiceError', 'ServiceDown', 'ServiceRefused', 'ServiceUntrue', 'NoveltyAnswer',
            'detail_of', 'ServiceClient']
 
-# %% ../../nbs/14d_api_client.ipynb #9d66a9aa
+# %% ../../nbs/14d_api_client.ipynb #40c6545e
 import random
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 
-from .models import AudioReceipt, JudgedAudio, Nearest, NoveltyQuestion, NoveltyReply, Proxy, Receipt, Scores, Submission
+from .models import AudioReceipt, Health, JudgedAudio, Nearest, NoveltyQuestion, NoveltyReply, Proxy, Receipt, Scores, Submission
 from ..chain.auth import AnswerReceipt, ReceiptError, exchange_of, sign_request, verify_response
 from ..novelty import Neighbours, unit
 from ..protocol import Wire, WireError, parse
@@ -63,7 +63,7 @@ def detail_of(status: int, body: bytes) -> str:
     except (ValueError, KeyError, TypeError):
         return body[:200].decode(errors="replace") or "no reason given"
 
-# %% ../../nbs/14d_api_client.ipynb #0fec6ae9
+# %% ../../nbs/14d_api_client.ipynb #6305c2eb
 class ServiceClient:
     """The service at `url` that signs as `service_hotkey` (ss58), asked in the name of `keypair`, a hotkey.
 
@@ -112,6 +112,14 @@ class ServiceClient:
         page = "" if before is None else f"&before={before}"
         return self._ask("GET", f"/api/check_score?limit={limit}{page}", None, Scores)[0]
 
+    def health(self, timeout: float = 3.0) -> Health | None:
+        "What the service says of itself, unsigned; None when nothing of that kind answers within `timeout` seconds. Asked once."
+        try:
+            status, _, told = self._send("GET", "/healthz", b"", {}, timeout)
+            return parse(Health, told) if status == 200 else None
+        except (httpx.HTTPError, WireError, ServiceUntrue):
+            return None
+
     def _ask(self, method: str, path: str, message: Wire | None, model: type[Reply]) -> tuple[Reply, AnswerReceipt]:
         body, trouble = message.model_dump_json().encode() if message else b"", ""
         for attempt in range(self.attempts):
@@ -130,9 +138,10 @@ class ServiceClient:
             trouble = f"{status} {detail_of(status, told)}"
         raise ServiceDown(f"{self.url} did not answer in {self.attempts} attempts: {trouble}")
 
-    def _send(self, method: str, path: str, body: bytes, signed: dict[str, str]) -> tuple[int, httpx.Headers, bytes]:
+    def _send(self, method: str, path: str, body: bytes, signed: dict[str, str], timeout: float | None = None) -> tuple[int, httpx.Headers, bytes]:
         headers = signed | {"content-type": "application/json"}
-        with self._http.stream(method, self.url + path, content=body, headers=headers) as response:
+        patience = httpx.USE_CLIENT_DEFAULT if timeout is None else timeout
+        with self._http.stream(method, self.url + path, content=body, headers=headers, timeout=patience) as response:
             told = bytearray()
             for piece in response.iter_bytes():
                 told += piece

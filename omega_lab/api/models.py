@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Hotkey', 'Vector', 'Space', 'Run', 'Round', 'Version', 'Seconds', 'Relevance', 'Reason', 'SAMPLE_RATE',
            'MAX_AUDIO_SECONDS', 'MAX_TURNS', 'Turns', 'NoveltyQuestion', 'Nearest', 'NoveltyReply', 'JudgedClip',
-           'Submission', 'PlacedClip', 'Receipt', 'read_wav', 'decode_audio', 'JudgedAudio', 'AudioReceipt',
+           'Submission', 'PlacedClip', 'Receipt', 'read_wav', 'decode_audio', 'JudgedAudio', 'AudioReceipt', 'Health',
            'LeaderboardRow', 'TopicClip', 'Proxy', 'ClipScore', 'Score', 'Scores', 'request_schema']
 
 # %% ../../nbs/14a_api_models.ipynb #24df4a61
@@ -199,11 +199,20 @@ class AudioReceipt(Wire):
     audio: int = Field(ge=1)
     audio_sha256: str
 
-# %% ../../nbs/14a_api_models.ipynb #42e5c267
+# %% ../../nbs/14a_api_models.ipynb #627e7dab
+class Health(Wire):
+    "What one may know of a service: whom to sign for, and what it measures in."
+    hotkey: str
+    encoder: str
+    index_version: int
+    chain: Literal["answers", "silent"]  # silent: the last metagraph known serves on
+
+# %% ../../nbs/14a_api_models.ipynb #509a19d1
 class LeaderboardRow(Wire):
-    "A miner's standing over all validators that share the service. Means are over answers, or over accepted clips."
+    "A miner's standing over all validators that share the service. Means are over judged questions, or over accepted clips."
     miner: str
-    answers: int
+    asked: int  # questions whose verdicts were uploaded
+    answers: int  # of them answered
     punished: int
     clips: int
     accepted: int
