@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Set', 'Topics', 'Every', 'Runs', 'Output', 'State', 'CODES', 'chain', 'Endpoint', 'Netuid', 'WalletName',
-           'WalletHotkey', 'WalletPath', 'Yes', 'WALLETS', 'fail', 'parse_pairs', 'with_settings', 'run', 'miner',
-           'validator', 'stop', 'verify_payment', 'localnet', 'fund', 'register', 'stake', 'show', 'api', 'service',
-           'update', 'demo', 'samples', 'score', 'settings', 'doctor', 'main']
+           'WalletHotkey', 'WalletPath', 'Yes', 'WALLETS', 'fail', 'parse_pairs', 'with_settings', 'pipeline_names',
+           'run', 'miner', 'validator', 'stop', 'verify_payment', 'localnet', 'fund', 'register', 'stake', 'show',
+           'api', 'service', 'update', 'demo', 'samples', 'score', 'settings', 'doctor', 'main']
 
 # %% ../nbs/16c_cli.ipynb #62cf317e
 import json
@@ -68,7 +68,7 @@ Output = Annotated[Path | None, typer.Option(help="where the executed notebook o
 State = Annotated[str | None, typer.Option(help="what the neuron must find again; one neuron a folder")]
 CODES = "Exit codes: 0 ended well, or stopped by a signal; 1 failed; 2 written wrongly."
 
-# %% ../nbs/16c_cli.ipynb #26fc0d31
+# %% ../nbs/16c_cli.ipynb #4d00f9ac
 def _speaker(log: LogSettings) -> Callable[[str], None]:
     "Where a neuron's lines go: printed, or as JSON objects when the settings want that."
     if log.format == "text":
@@ -89,11 +89,14 @@ def _play(name: str, parameters: dict[str, Any], every: str | None, state: str |
         fail("--output names one notebook and --every makes many: name their folder with --runs", 2)
     try:
         settings = load_settings(parameters.get("settings") or {})
-        plan = make_plan(name, parameters, every=parse_period(every) if every else None, runs=runs, output=output, state=state)
+        plan = make_plan(name, parameters, every=parse_period(every) if every is not None else None, runs=runs, output=output, state=state)
+    except (PipelineError, ScheduleError, SettingsError) as error:
+        fail(str(error), 2)
+    try:
         say = _speaker(settings.log)
         between = open_updater(settings.update, say).between_rounds if every and settings.update.auto else lambda: False
         how = Schedule(plan, settings.schedule, say, between).play()
-    except (PipelineError, ScheduleError, SettingsError, UpdateError) as error:
+    except (PipelineError, ScheduleError, UpdateError) as error:
         fail(str(error))
     if how == "restart":
         _become_new(name, plan.state)
@@ -107,16 +110,22 @@ def _become_new(name: str, state: Path) -> None:
         stop_server(state)
     os.execv(sys.executable, [sys.executable, "-m", "omega_lab.cli", *sys.argv[1:]])
 
-# %% ../nbs/16c_cli.ipynb #f4976e28
+# %% ../nbs/16c_cli.ipynb #a72c639b
 def with_settings(parameters: dict[str, Any], pairs: list[str], more: Mapping[str, Any] | None = None) -> dict[str, Any]:
     "A notebook's parameters with settings added, `--set` pairs last."
     added = {**(more or {}), **parse_pairs(pairs)}
     return parameters | {"settings": (parameters.get("settings") or {}) | added} if added else parameters
 
 
+def pipeline_names() -> list[str]:
+    "The pipelines there are, for the help."
+    package = Path(omega_lab.__file__).parent
+    return sorted({path.stem for folder in (package, package.parent, Path()) for path in (folder / "pipelines").glob("*.ipynb")})
+
+
 @app.command(epilog=CODES)
 def run(
-    name: Annotated[str, typer.Argument(help="a pipeline: miner | validator | focus | buyer | publish")],
+    name: Annotated[str, typer.Argument(help=f"a pipeline: {' | '.join(pipeline_names())}")],
     every: Every = None,
     p: Annotated[list[str], typer.Option("-p", help="a notebook parameter, name=value (repeatable)")] = [],  # noqa: B006
     set_: Set = [],  # noqa: B006
@@ -132,14 +141,14 @@ def run(
         fail(f"{parameters}: {error.strerror if isinstance(error, OSError) else error}", 2)
     _play(name, with_settings(given | parse_pairs(p), set_), every, state, runs, output)
 
-# %% ../nbs/16c_cli.ipynb #27124089
+# %% ../nbs/16c_cli.ipynb #a41bfc53
 def _neuron(name: str, every: str | None, state: str, topics: list[str], pairs: list[str], runs: Path | None, output: Path | None,
             flags: Mapping[Flag, Any]) -> None:
     "A neuron as its own command starts it: flags become settings, what has no effect is said."
     try:
         more, notes = overrides(flags, load_settings())
     except (FlagError, SettingsError) as error:
-        fail(str(error), 2 if isinstance(error, FlagError) else 1)
+        fail(str(error), 2)
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     _play(name, with_settings({"topics": topics} if topics else {}, pairs, more), every, state, runs, output)
@@ -160,11 +169,13 @@ def validator(every: Every = None, state: str = "data/state/validator", topic: T
     "The validator: ask the miners, score, set weights, for each topic."
     _neuron("validator", every, state, topic, set_, runs, output, flags)
 
-# %% ../nbs/16c_cli.ipynb #10e97277
+# %% ../nbs/16c_cli.ipynb #4bb99590
 @app.command()
 def stop(state: Annotated[str, typer.Argument(help="the miner's state folder")] = "data/state/miner") -> None:
     "Stop the miner's server."
-    from omega_lab.miner import stop_server
+    if not Path(state).is_dir():
+        fail(f"{state}: no such folder")
+    from omega_lab.serving import stop_server
 
     typer.echo("stopped" if stop_server(state) else f"no server runs on {state}")
 
@@ -177,7 +188,7 @@ def verify_payment(context: typer.Context) -> None:
 
     raise typer.Exit(main_verify_payment(context.args))
 
-# %% ../nbs/16c_cli.ipynb #6633ae33
+# %% ../nbs/16c_cli.ipynb #c1edf7ce
 @app.command(epilog=CODES)
 def localnet(
     port: Annotated[int, typer.Option(help="port on this machine; 0: a free one")] = 9944,
@@ -191,11 +202,13 @@ def localnet(
     "Run a local chain until Ctrl-C."
     from omega_lab.chain.localnet import parse_funding, run_localnet
     from omega_lab.samples import SampleError, golden_path
+    from omega_lab.serving import ServerFailed, check_port
 
     try:
+        check_port("127.0.0.1", port, choose="--port")
         code = run_localnet(golden_path(data), port=port, block_seconds=block_seconds, finality_lag=finality_lag, commit_reveal=commit_reveal,
                             netuid=netuid, fund=parse_funding(fund))
-    except (OSError, ValueError, SampleError) as error:
+    except (OSError, ValueError, SampleError, ServerFailed) as error:
         fail(str(error))
     raise typer.Exit(code)
 
@@ -245,17 +258,20 @@ def show(endpoint: Endpoint = "local", netuid: Netuid = 24) -> None:
 
     raise typer.Exit(main_chain_show(endpoint, netuid=netuid))
 
-# %% ../nbs/16c_cli.ipynb #e4b4cad8
+# %% ../nbs/16c_cli.ipynb #8628b3c5
 @app.command(epilog=CODES)
 def api(state: Annotated[str | None, typer.Option(help="the service's folder")] = None, set_: Set = []) -> None:  # noqa: B006
     "The shared service of many validators, until a signal ends it. It does not update itself ([update] auto is for neurons): `omega-lab update`, restart."
     from omega_lab.api import BookError
     from omega_lab.api.app import serve
     from omega_lab.chain import ChainError
+    from omega_lab.serving import ServerFailed
 
     try:
         serve(load_settings(parse_pairs(set_)), state)
-    except (SettingsError, BookError, ChainError, OSError) as error:
+    except SettingsError as error:
+        fail(str(error), 2)
+    except (BookError, ChainError, ServerFailed, OSError) as error:
         fail(str(error))
 
 # %% ../nbs/16c_cli.ipynb #3f84b57f
@@ -286,7 +302,7 @@ def service(
     except OSError as error:
         fail(f"{output}: {error.strerror}")
 
-# %% ../nbs/16c_cli.ipynb #1cd159f6
+# %% ../nbs/16c_cli.ipynb #9fa74464
 @app.command(epilog=CODES)
 def update(set_: Set = []) -> None:  # noqa: B006
     "Move this checkout to the newest version that an allowed signer has signed."
@@ -294,7 +310,9 @@ def update(set_: Set = []) -> None:  # noqa: B006
 
     try:
         moved = open_updater(load_settings(parse_pairs(set_)).update, typer.echo).update()
-    except (UpdateError, SettingsError) as error:
+    except SettingsError as error:
+        fail(str(error), 2)
+    except UpdateError as error:
         fail(str(error))
     typer.echo(f"now {moved}" if moved else f"nothing newer than {omega_lab.__version__} to be trusted")
 
@@ -314,7 +332,7 @@ def samples(data: Annotated[Path, typer.Option(help="where the media goes")] = P
 
     typer.echo(f"sample media in {fetch_samples(data)}")
 
-# %% ../nbs/16c_cli.ipynb #6b885166
+# %% ../nbs/16c_cli.ipynb #2d5eaa53
 @app.command()
 def score(file: Annotated[Path, typer.Argument(help="JSON: {cases: [{query_emb, clips: […]}]}")]) -> None:
     """Score the responses in a file and print a JSON list of {reward, accepted, description_relevance, query_relevance}.
@@ -335,20 +353,22 @@ def score(file: Annotated[Path, typer.Argument(help="JSON: {cases: [{query_emb, 
     except ValidationError as error:
         first = error.errors()[0]
         fail(f"{file}: {'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}")
-    except (ValueError, SettingsError) as error:
+    except SettingsError as error:
+        fail(str(error), 2)
+    except ValueError as error:
         fail(f"{file}: {error}")
     print(json.dumps(scores, indent=1))
 
-# %% ../nbs/16c_cli.ipynb #bd571e32
+# %% ../nbs/16c_cli.ipynb #14bf1494
 @app.command()
 def settings() -> None:
     "Print the settings in force, as a commented settings.ini."
     try:
         print(settings_ini(load_settings()), end="")
     except SettingsError as error:
-        fail(str(error))
+        fail(str(error), 2)
 
-# %% ../nbs/16c_cli.ipynb #493cf837
+# %% ../nbs/16c_cli.ipynb #bcb7bf04
 @app.command()
 def doctor(port: Annotated[int | None, typer.Option(help="also knock on the published port, from another process")] = None) -> None:
     "Say what is installed, what would be used, and what is missing, with the command that mends it."
@@ -361,7 +381,7 @@ def doctor(port: Annotated[int | None, typer.Option(help="also knock on the publ
     try:
         findings = examine(load_settings(), port)
     except SettingsError as error:
-        fail(str(error))
+        fail(str(error), 2)
     table = Table("", "what", "found", "to mend it", box=None, pad_edge=False)
     signs = {"ok": "[green]✓[/]", "note": "[yellow]·[/]", "missing": "[red]✗[/]"}
     for f in findings:

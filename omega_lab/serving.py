@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TooLarge', 'bounded_body', 'target', 'ServerCard', 'read_card', 'write_card', 'serve_app', 'ServerFailed',
-           'write_settings', 'same_settings', 'start_process', 'stop_server']
+           'check_port', 'write_settings', 'same_settings', 'start_process', 'stop_server']
 
-# %% ../nbs/01c_serving.ipynb #56441c3d
+# %% ../nbs/01c_serving.ipynb #e34019b8
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -92,9 +93,23 @@ def serve_app(app: FastAPI, listener: socket.socket, host: str, state: Path) -> 
     write_card(state, host, listener.getsockname()[1])
     uvicorn.Server(config).run(sockets=[listener])
 
-# %% ../nbs/01c_serving.ipynb #44b5a3f7
+# %% ../nbs/01c_serving.ipynb #f18bac0b
 class ServerFailed(RuntimeError):
     "The server did not come up; carries the end of its log."
+
+
+def check_port(host: str, port: int, state: str | Path | None = None, choose: str = "[miner] port or --axon.port") -> None:
+    "Raises `ServerFailed` when a fixed port cannot be listened on; 0 is any free one, and the state folder's own server may have it."
+    card = read_card(state) if state is not None else None
+    if not port or (card and card.port == port):
+        return
+    try:
+        socket.create_server((host, port)).close()
+    except OverflowError:
+        raise ServerFailed(f"{port} is no port: choose one from 1 to 65535 ({choose})") from None
+    except OSError as error:
+        why = "is taken by another process" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
+        raise ServerFailed(f"port {port} of {host} {why}: choose another ({choose}), or stop what has it") from None
 
 
 def write_settings(settings: Settings, state: Path) -> None:

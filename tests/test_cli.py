@@ -1,6 +1,7 @@
 """The command line as a user meets it: real processes, real files, one sentence for a mistake and never a traceback."""
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -47,13 +48,13 @@ def test_score_of_a_bad_file_is_one_sentence(tmp_path, text, said):
     ({"OMEGA_LAB_CHECKS_POLCY": "protocol"}, "has no key 'polcy'")])
 def test_a_wrong_setting_names_its_place(env, said):
     done = lab("settings", env=env)
-    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_wrong_file_names_itself(tmp_path):
     (tmp_path / "settings.ini").write_text("[validator]\nnum_videos = 0\n")
     done = lab("settings", cwd=tmp_path)
-    assert done.returncode == 1 and "settings.ini: [validator] num_videos = 0" in done.stderr
+    assert done.returncode == 2 and "settings.ini: [validator] num_videos = 0" in done.stderr
 
 
 def test_the_shipped_settings_are_the_defaults(tmp_path):
@@ -68,7 +69,7 @@ def test_a_proxys_password_is_not_shown(tmp_path):
 def test_unknown_pipelines_and_parameters():
     assert "no pipeline named 'nothing'" in lab("run", "nothing").stderr
     done = lab("run", "miner", "-p", "nonsense=1")
-    assert done.returncode == 1 and "has no parameter nonsense" in done.stderr and "topics" in done.stderr
+    assert done.returncode == 2 and "has no parameter nonsense" in done.stderr and "topics" in done.stderr
 
 
 def test_a_neuron_without_a_chain_says_so(tmp_path):
@@ -159,6 +160,21 @@ def test_the_chain_by_hand_says_what_is_wrong():
     done = lab("chain", "show", "--endpoint", "ws://127.0.0.1:9")
     assert done.returncode == 1 and "is not reachable" in done.stderr and "Traceback" not in done.stderr
     assert lab("verify-payment").returncode == 64
+
+
+def test_a_taken_port_is_one_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        for command in (["localnet", "--port", port], ["api", "--set", f"service.port={port}"]):
+            done = lab(*command)
+            assert done.returncode == 1 and f"port {port} of 127.0.0.1 is taken by another process" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_bad_period_and_a_missing_folder(tmp_path):
+    done = lab("miner", "--every", "soon", cwd=tmp_path)
+    assert done.returncode == 2 and "is no period" in done.stderr
+    gone = lab("stop", tmp_path / "nowhere")
+    assert gone.returncode == 1 and "no such folder" in gone.stderr
 
 
 def test_doctor_tells_what_would_be_used(tmp_path):
