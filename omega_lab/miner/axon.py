@@ -21,10 +21,11 @@ from .work import FORESEEN, MinerParts, answer_in_time, refused
 from ..serving import bounded_body
 from ..protocol import VideoRequest, WireError
 
-# %% ../../nbs/11d_miner_axon.ipynb #84822e20
+# %% ../../nbs/11d_miner_axon.ipynb #705ff9cf
 def refusal(parts: MinerParts, head: Head | None, error: Exception, began: float) -> Response:
     "An error in that wire's shape: the status, `{\"message\": …}` and the headers."
     status, message = refused(error)
+    parts.refusals.note(status, message, head.caller if head else "")
     plain = message.encode("ascii", "replace").decode().replace("\n", " ")[:300]  # it travels in a header, too
     headers = answer_headers(parts.keypair, head, status, plain, time.monotonic() - began)
     return JSONResponse({"message": plain}, status_code=status, headers=headers)

@@ -6,7 +6,7 @@
 __all__ = ['T', 'log', 'STATUS', 'FORESEEN', 'Busy', 'StakeQueue', 'MinerParts', 'work_now', 'make_now', 'timely',
            'answer_in_time', 'refused']
 
-# %% ../../nbs/11h_miner_work.ipynb #10db2477
+# %% ../../nbs/11h_miner_work.ipynb #43a4caf6
 import asyncio
 import heapq
 import logging
@@ -24,6 +24,7 @@ from ..chain.link import ChainError
 from ..chain.network import Neuron
 from .answer import Answerer
 from .prepare import Tools, prepare
+from .refusals import Refusals
 from .watch import MinerMetrics
 from ..protocol import VideoRequest, VideoResponse, WireError
 from ..serving import TooLarge
@@ -94,7 +95,7 @@ class StakeQueue:
                 return turn.set_result(None)
         self.running -= 1
 
-# %% ../../nbs/11h_miner_work.ipynb #6cc82c2d
+# %% ../../nbs/11h_miner_work.ipynb #55a37d1e
 @dataclass(frozen=True)
 class MinerParts:
     "What the application is made of. `keypair` is the miner's hotkey: it signs the answers."
@@ -106,6 +107,7 @@ class MinerParts:
     queue: StakeQueue
     metrics: MinerMetrics = field(default_factory=MinerMetrics)
     tools: Tools = field(default_factory=Tools)
+    refusals: Refusals = field(default_factory=Refusals)
 
 # %% ../../nbs/11h_miner_work.ipynb #de279bd7
 log = logging.getLogger(__name__)
