@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from omega_lab.miner.axon import patience
 from omega_lab.miner.caption import pieces_of, write_caption
 from omega_lab.miner.language import Augmenter, Endpoint, LanguageError, LocalModel, NoAnswer, bounded_text, make_augmenter, make_captioner
 from omega_lab.miner.prepare import STOPPED, Tools, make_source, make_tools, open_shelf, prepare
+from omega_lab.miner.refusals import Refusals, refused_since
 from omega_lab.miner.server import find_uid, make_app, publish
 from omega_lab.miner.windows import window_worth, windows_of
 from omega_lab.miner.work import MinerParts, StakeQueue, answer_in_time
@@ -636,6 +638,35 @@ def test_a_disk_that_fails_the_nonces_is_a_503_on_both_wires(five, encoder, tmp_
         return [(own.status_code, own.json()["detail"]), (older.status_code, older.json()["message"])]
 
     assert asyncio.run(ask()) == [(503, "cannot answer now, the miner's disk fails it: try again later")] * 2
+
+
+def test_a_refused_caller_is_told_of_on_both_wires(five, encoder, tmp_path, caplog):
+    miner, validator = dev_wallet("//Miner").hotkey, dev_wallet("//Validator").hotkey
+    asker = Neuron(1, validator.ss58_address, "5Cold", 2000 * 10**9, True, None, 0, 0.0)
+    gate = Gate(miner.ss58_address, lambda: Metagraph(24, 1, (asker,)), min_stake_rao=10240 * 10**9)
+    refusals = Refusals(tmp_path / "refused.json", delay=0.05)
+    app = make_app(replace(parts_of(Answerer(five, encoder, tmp_path / "answers.jsonl"), None, gate=gate, keypair=miner), refusals=refusals))
+
+    async def ask() -> None:
+        body = CATS.model_dump_json().encode()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://miner") as client:
+            await client.post("/v1/videos", content=body, headers=sign_request(validator, "POST", "/v1/videos", body, miner.ss58_address))
+            await client.post("/Videos", content=body, headers=request_headers(validator, miner.ss58_address, "127.0.0.1", 1, 12.0))
+            await client.post("/v1/videos", content=body)
+
+    with caplog.at_level(logging.INFO, logger="omega_lab"):
+        asyncio.run(ask())
+        said = [r.getMessage() for r in caplog.records if r.name == "omega_lab.miner.refusals"]
+    assert [s.split(":")[1] for s in said] == [" stake too low", " unsigned request"]  # a line for each reason, not for each caller
+    until = time.monotonic() + 10
+    while not (tmp_path / "refused.json").exists() or "unsigned" not in (tmp_path / "refused.json").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    told = refused_since(tmp_path)
+    assert told[0] == f"2 refused: stake too low: 2 000 TAO, 10 240 TAO needed (last to {validator.ss58_address[:8]}…)"
+    assert told[1].startswith("1 refused: unsigned request") and refused_since(tmp_path) == []
+    (tmp_path / "refused.json").write_text("torn {")
+    assert Refusals(tmp_path / "refused.json").counts == {}
 
 
 def test_a_chain_that_is_down_stops_no_round(caplog):
