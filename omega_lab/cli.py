@@ -6,7 +6,7 @@
 __all__ = ['app', 'Set', 'Topics', 'Every', 'Runs', 'Output', 'State', 'CODES', 'chain', 'Endpoint', 'Netuid', 'WalletName',
            'WalletHotkey', 'WalletPath', 'Yes', 'WALLETS', 'fail', 'parse_pairs', 'with_settings', 'pipeline_names',
            'run', 'miner', 'validator', 'stop', 'verify_payment', 'localnet', 'fund', 'register', 'stake', 'show',
-           'api', 'service', 'update', 'demo', 'samples', 'score', 'settings', 'doctor', 'main']
+           'api', 'check_arguments', 'service', 'update', 'demo', 'samples', 'score', 'settings', 'doctor', 'main']
 
 # %% ../nbs/16c_cli.ipynb #62cf317e
 import json
@@ -59,11 +59,11 @@ def parse_pairs(pairs: list[str]) -> dict[str, Any]:
             values[name] = text
     return values
 
-# %% ../nbs/16c_cli.ipynb #bc359920
+# %% ../nbs/16c_cli.ipynb #293d664b
 Set = Annotated[list[str], typer.Option("--set", "-s", help="a setting, section.key=value (repeatable)")]
 Topics = Annotated[list[str], typer.Option("--topic", "-t", help="a topic (repeatable)")]
 Every = Annotated[str | None, typer.Option(help="go on and on, a round begins so often: 90s, 20m, 2h or seconds; without it: one round")]
-Runs = Annotated[Path | None, typer.Option(help="folder of the executed notebooks [default: runs/NAME]", show_default=False)]
+Runs = Annotated[Path | None, typer.Option(help="folder of the executed notebooks; else runs/NAME, or runs/NAME-FOLDER of another --state", show_default=False)]
 Output = Annotated[Path | None, typer.Option(help="where the executed notebook of a single round goes")]
 State = Annotated[str | None, typer.Option(help="what the neuron must find again; one neuron a folder")]
 CODES = "Exit codes: 0 ended well, or stopped by a signal; 1 failed; 2 written wrongly."
@@ -258,10 +258,10 @@ def show(endpoint: Endpoint = "local", netuid: Netuid = 24) -> None:
 
     raise typer.Exit(main_chain_show(endpoint, netuid=netuid))
 
-# %% ../nbs/16c_cli.ipynb #8628b3c5
+# %% ../nbs/16c_cli.ipynb #7b10d7f1
 @app.command(epilog=CODES)
 def api(state: Annotated[str | None, typer.Option(help="the service's folder")] = None, set_: Set = []) -> None:  # noqa: B006
-    "The shared service of many validators, until a signal ends it. It does not update itself ([update] auto is for neurons): `omega-lab update`, restart."
+    "The shared service of many validators, until a signal ends it. It does not update itself (\\[update] auto is for neurons): `omega-lab update`, restart."
     from omega_lab.api import BookError
     from omega_lab.api.app import serve
     from omega_lab.chain import ChainError
@@ -274,7 +274,14 @@ def api(state: Annotated[str | None, typer.Option(help="the service's folder")] 
     except (BookError, ChainError, ServerFailed, OSError) as error:
         fail(str(error))
 
-# %% ../nbs/16c_cli.ipynb #3f84b57f
+# %% ../nbs/16c_cli.ipynb #e41c2c0f
+def check_arguments(context: typer.Context, neuron: str) -> None:
+    "Read what follows as the neuron's own command would, without starting it; what that does not know ends this command with exit code 2."
+    commands = context.find_root().command
+    own = commands.get_command(context, neuron)  # type: ignore[attr-defined]
+    own.make_context(neuron, list(context.args), parent=context.find_root())
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, epilog=CODES)
 def service(
     context: typer.Context,
@@ -295,12 +302,17 @@ def service(
     try:
         parse_period(every)
         text = writers[kind](Service(neuron, every, context.args, folder.resolve(), user, load_settings().schedule.stop_within))
+        check_arguments(context, neuron)
     except (UnitError, ScheduleError, SettingsError) as error:
         fail(str(error), 2)
     try:
         print(text, end="") if output is None else output.write_text(text)
     except OSError as error:
         fail(f"{output}: {error.strerror}")
+    if output and kind == "systemd":
+        name = f"omega-lab-{neuron}.service"
+        steps = [f"systemctl enable --now {name}"] if user else [f"systemctl --user enable --now {name}", "loginctl enable-linger"]
+        typer.echo("\n".join([f"{output} written; once it lies where its first line says:", *(f"  {step}" for step in steps)]), err=True)
 
 # %% ../nbs/16c_cli.ipynb #9fa74464
 @app.command(epilog=CODES)
@@ -332,14 +344,14 @@ def samples(data: Annotated[Path, typer.Option(help="where the media goes")] = P
 
     typer.echo(f"sample media in {fetch_samples(data)}")
 
-# %% ../nbs/16c_cli.ipynb #2d5eaa53
+# %% ../nbs/16c_cli.ipynb #1d728342
 @app.command()
 def score(file: Annotated[Path, typer.Argument(help="JSON: {cases: [{query_emb, clips: […]}]}")]) -> None:
-    """Score the responses in a file and print a JSON list of {reward, accepted, description_relevance, query_relevance}.
+    r"""Score the responses in a file and print a JSON list of {reward, accepted, description_relevance, query_relevance}.
 
-    The file holds {"cases": [{"query_emb": […], "num_videos": 8, "clips": [clip, …]}, …]}. A clip has video_id, start_time, end_time,
+    The file holds {"cases": [{"query_emb": […], "num_videos": 8, "clips": \[clip, …]}, …]}. A clip has video_id, start_time, end_time,
     video_emb, audio_emb, description_emb, text_similarity (min(0.5, cosine²) of caption and query), unique_tokens,
-    stuffed [verdict, confidence], extraneous [really bad, low quality, chunks], index_novelty and description_matches.
+    stuffed \[verdict, confidence], extraneous \[really bad, low quality, chunks], index_novelty and description_matches.
     """
     from pydantic import ValidationError
 

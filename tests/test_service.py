@@ -48,6 +48,9 @@ def test_the_service_command(tmp_path):
     done = run.invoke(app, ["service", "systemd", "miner", "--every", "30m", "-o", str(tmp_path / "u"), "--wallet.name", "W", "--state", "s"])
     assert done.exit_code == 0, done.output
     assert "miner --every 30m --wallet.name W --state s\n" in (tmp_path / "u").read_text()
+    assert "systemctl --user enable --now omega-lab-miner.service" in done.stderr and "loginctl enable-linger" in done.stderr
+    typo = run.invoke(app, ["service", "systemd", "validator", "--walet.name", "x"], env={"COLUMNS": "200"})
+    assert typo.exit_code == 2 and "--walet.name" in typo.stderr and not typo.stdout
     assert "omega-lab api\n" in run.invoke(app, ["service", "systemd", "api"]).stdout
     for wrong, said in ((["upstart", "miner"], "systemd, pm2"), (["pm2", "minor"], "miner, validator, api"), (["pm2", "miner", "--every", "x"], "no period")):
         done = run.invoke(app, ["service", *wrong])
