@@ -6,7 +6,7 @@
 __all__ = ['UNITS', 'STAMP', 'SAID', 'ScheduleError', 'parse_period', 'backoff', 'Progress', 'memory_path', 'load_progress',
            'save_progress', 'StateLock', 'run_path', 'marked', 'thin', 'Stopper', 'Plan', 'make_plan', 'Schedule']
 
-# %% ../nbs/16d_schedule.ipynb #2e388df9
+# %% ../nbs/16d_schedule.ipynb #47abf5eb
 import fcntl
 import os
 import re
@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .runner import PipelineError, check_parameters, pipeline_path, run_pipeline
+from .runner import PipelineError, check_parameters, pipeline_parameters, pipeline_path, run_pipeline
 from .settings import ScheduleSettings
 
 # %% ../nbs/16d_schedule.ipynb #9722ebe0
@@ -171,7 +171,7 @@ class Stopper:
         else:
             self.interrupt() if self.count == 2 else self.kill()
 
-# %% ../nbs/16d_schedule.ipynb #fe298eb6
+# %% ../nbs/16d_schedule.ipynb #0beed8f4
 @dataclass(frozen=True)
 class Plan:
     "What is to be run. `every` is the period in seconds; None: one round and no more."
@@ -186,6 +186,7 @@ class Plan:
 def make_plan(pipeline: str, parameters: Mapping[str, Any], *, every: float | None = None, runs: str | Path | None = None,
               output: str | Path | None = None, state: str | Path | None = None) -> Plan:
     """A plan whose parameters are checked. The state folder is `state`, or the notebook's own parameter of that name, or one of the pipeline's name.
+    Executed notebooks go to runs/NAME; with another state than the notebook's default to runs/NAME-FOLDER, so that two neurons keep theirs apart.
 
     Raises `PipelineError` for an unknown pipeline or parameter."""
     path = pipeline_path(pipeline)
@@ -193,10 +194,12 @@ def make_plan(pipeline: str, parameters: Mapping[str, Any], *, every: float | No
     if state is not None and "state" in known:
         parameters = {**parameters, "state": str(state)}
     default = known.get("state")
-    own = state or (default if isinstance(default, str) else f"data/state/{pipeline}")
-    return Plan(pipeline, dict(parameters), Path(own), Path(runs or Path("runs") / pipeline), every, Path(output) if output else None)
+    own = Path(state or (default if isinstance(default, str) else f"data/state/{pipeline}"))
+    usual = pipeline_parameters(path).get("state")
+    among = Path("runs") / (pipeline if not isinstance(usual, str) or own == Path(usual) else f"{pipeline}-{own.name}")
+    return Plan(pipeline, dict(parameters), own, Path(runs or among), every, Path(output) if output else None)
 
-# %% ../nbs/16d_schedule.ipynb #0e1696cd
+# %% ../nbs/16d_schedule.ipynb #eed98aa7
 class Schedule:
     """Plays a plan until it is stopped. `between` is asked after each round; when it says True the schedule ends with "restart".
 
@@ -272,7 +275,8 @@ class Schedule:
         kept = notebook if self.plan.output else marked(notebook, how)
         said = str(error) if isinstance(error, PipelineError) else f"{self.plan.pipeline}: {type(error).__name__}: {error}"
         failure = PipelineError(said.replace(str(notebook), str(kept)), getattr(error, "lines", ()))
-        self._tell(f"{number} {how} after {seconds:.1f} s: {failure}")
+        raised = self.plan.every is None and how == "failed"  # then whoever called says what it was
+        self._tell(f"{number} {how} after {seconds:.1f} s" + ("" if raised else f": {failure}"))
         for line in failure.lines:
             self.say(f"    {line}")
         return failure
