@@ -12,6 +12,7 @@ from pathlib import Path
 
 import bittensor as bt
 import httpx
+import psutil
 import pytest
 from fastapi import FastAPI, HTTPException, Request
 from websockets.sync.client import connect
@@ -281,6 +282,8 @@ def test_a_node_that_dies_and_one_that_hangs(golden_file, tmp_path):
         assert chain.block() >= 0
         process = json.loads(ready.read_text())["pid"]
         os.kill(process, signal.SIGSTOP)
+        while psutil.Process(process).status() != psutil.STATUS_STOPPED:  # the signal is on its way; an answer may be quicker
+            time.sleep(0.01)
         with pytest.raises(ChainDown, match="did not answer in time"):
             chain.block()
         os.kill(process, signal.SIGCONT)
