@@ -1,4 +1,4 @@
-"""Make the lab's lists from its taxonomy: `python tools/topics.py` rewrites data/topics.txt and data/actions.txt.
+"""Make the lab's lists from its taxonomy: `python tools/topics.py` rewrites data/topics.txt and data/actions.txt.gz.
 
 data/taxonomy.toml says what happens where; this writes it out, takes out near-duplicates by the cosine of their sentence
 vectors, and says how many went. Vectors are kept in data/cache/, so that after a correction only new phrases are embedded.
@@ -6,6 +6,7 @@ vectors, and says how many went. Vectors are kept in data/cache/, so that after 
 """
 
 import argparse
+import gzip
 import hashlib
 import random
 from collections.abc import Sequence
@@ -22,10 +23,10 @@ TOPIC_COSINE, ACTION_COSINE = 0.85, 0.90  # nearer than this, the later of two g
 
 def candidates(scenarios: Sequence[Scenario]) -> dict[str, dict[str, tuple[str, ...]]]:
     "Everything the taxonomy says, before near-duplicates go: file name → scenario → phrases, each phrase once."
-    found: dict[str, dict[str, tuple[str, ...]]] = {"topics.txt": {}, "actions.txt": {}}
+    found: dict[str, dict[str, tuple[str, ...]]] = {"topics.txt": {}, "actions.txt.gz": {}}
     seen: set[str] = set()
     for scenario in scenarios:
-        for name, phrases in (("topics.txt", scenario.topics), ("actions.txt", tuple(action_phrases(scenario)))):
+        for name, phrases in (("topics.txt", scenario.topics), ("actions.txt.gz", tuple(action_phrases(scenario)))):
             fresh = [phrase for phrase in usable_topics(phrases) if phrase.casefold() not in seen]
             seen.update(phrase.casefold() for phrase in fresh)
             found[name][scenario.title] = tuple(fresh)
@@ -76,8 +77,9 @@ def make(data: Path = DATA, out: Path = DATA) -> None:
     "Rewrite both lists."
     for name, sections in candidates(read_taxonomy(data / "taxonomy.toml")).items():
         threshold = TOPIC_COSINE if name == "topics.txt" else ACTION_COSINE
-        kept = thinned(sections, threshold, data / "cache" / f"{Path(name).stem}_vectors.npz")
-        (out / name).write_text(written(kept, note(sections, threshold)), encoding="utf-8")
+        kept = thinned(sections, threshold, data / "cache" / f"{name.split('.')[0]}_vectors.npz")
+        text = written(kept, note(sections, threshold)).encode()
+        (out / name).write_bytes(gzip.compress(text, mtime=0) if name.endswith(".gz") else text)
         total, left = len(flat(sections)), len(flat(kept))
         print(f"{name}: {left} of {total} phrases over {len(kept)} scenarios; {total - left} nearer than {threshold:.2f}")
 
@@ -89,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.sample:
         return make()
-    for name in ("topics.txt", "actions.txt"):
+    for name in ("topics.txt", "actions.txt.gz"):
         phrases = flat(by_scenario(DATA / name))
         print(f"--- {name}", *random.Random(options.seed).sample(phrases, options.sample), sep="\n")
 
