@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SettingsError', 'Section', 'NetworkSettings', 'WalletSettings', 'EncoderSettings', 'SourceSettings', 'MinerSettings',
            'LanguageSettings', 'ValidatorSettings', 'ServiceSettings', 'ChecksSettings', 'ScoringSettings',
-           'TasksSettings', 'CorpusSettings', 'PathsSettings', 'ScheduleSettings', 'LogSettings', 'UpdateSettings',
-           'Settings', 'settings_file', 'load_settings', 'settings_ini']
+           'TasksSettings', 'FocusSettings', 'JudgeSettings', 'RecorderSettings', 'CorpusSettings', 'PathsSettings',
+           'ScheduleSettings', 'LogSettings', 'UpdateSettings', 'Settings', 'settings_file', 'load_settings',
+           'settings_ini']
 
 # %% ../nbs/00_settings.ipynb #75f325d7
 import configparser
@@ -163,6 +164,50 @@ class TasksSettings(Section):
     focus: float = Field(0.05, ge=0, le=1, description="share of the Focus market")
     audio: float = Field(0.0, ge=0, le=1, description="share of the audio task")
 
+# %% ../nbs/00_settings.ipynb #f0c05e71
+class FocusSettings(Section):
+    "How a recording is looked at and judged (section 6 of the protocol). Part of the Focus hash."
+    min_seconds: float = Field(60.0, ge=0, description="shortest recording, seconds really played")
+    max_seconds: float = Field(5400.0, gt=0, description="longest recording, seconds really played")
+    max_bytes: int = Field(4_000_000_000, ge=1, description="largest file of a recording, bytes")
+    nonce: Literal["note", "review", "reject"] = Field(
+        "note", description="a recording that does not show its one-time nonce: note (said, nothing follows) | review (by a person) | reject")
+    sample_every: float = Field(1.0, gt=0, le=10, description="distance of the frames that are compared, seconds")
+    read_share: float = Field(0.25, gt=0, le=10, description="time for reading the screen, seconds per second of recording")
+    read_least: float = Field(5.0, gt=0, description="least time for reading the screen, seconds")
+    key_frames: int = Field(12, ge=1, le=100, description="frames kept with the evidence")
+    speech_model: str = Field("", description="speech to text: empty: none | a model of the [language] endpoint, e.g. whisper-1 | folder of a faster-whisper model")
+    uniqueness: float = Field(0.02, ge=0, le=2, description="a video whose 1 - max cosine is below this is a copy")
+    reject_below: float = Field(0.1, ge=0, le=1, description="a final score below this is rejected")
+    judges: str = Field("rules", min_length=1, description="comma-separated: rules | endpoint:MODEL (at [language] base_url) | endpoint:MODEL@URL | "
+                        "endpoint:MODEL@URL#VARIABLE (the environment variable that holds the key)")
+    disagreement: float = Field(0.3, ge=0, le=1, description="judges whose scores lie further apart send the recording to a person")
+    attempts: int = Field(3, ge=1, le=10, description="how often a check that could not run is tried before it waits for a person")
+    images: int = Field(6, ge=0, le=50, description="key frames shown to a model that sees; 0: none")
+    image_width: int = Field(1024, ge=64, le=4096, description="their largest width, pixels")
+    facts_characters: int = Field(24_000, ge=1000, description="most of the evidence that a model is given, characters")
+    answer_tokens: int = Field(4000, ge=100, description="longest answer of a model, tokens")
+
+# %% ../nbs/00_settings.ipynb #f0c05e72
+class JudgeSettings(Section):
+    "What judging by a model may cost; no part of any score."
+    timeout: float = Field(120.0, gt=0, description="longest wait for one answer, seconds")
+    price_in: float = Field(0.0, ge=0, description="price of a million tokens read, USD")
+    price_out: float = Field(0.0, ge=0, description="price of a million tokens written, USD")
+    budget_usd: float = Field(5.0, ge=0, description="most that is spent in 24 hours, USD; recordings beyond it wait")
+    budget_tokens: int = Field(2_000_000, ge=0, description="most tokens in 24 hours, read and written; recordings beyond it wait")
+
+# %% ../nbs/00_settings.ipynb #f0c05e73
+class RecorderSettings(Section):
+    "How a person's screen is recorded."
+    fps: int = Field(10, ge=1, le=60, description="frames per second")
+    crf: int = Field(26, ge=0, le=51, description="x264's quality: smaller is better and larger")
+    display: str = Field("", description="screen to record: on X11 e.g. :0.0, on macOS the device, e.g. 1; empty: the session's own")
+    size: str = Field("", pattern=r"^(\d+x\d+(\+\d+\+\d+)?)?$", description="part of the screen, WIDTHxHEIGHT+X+Y; empty: all of it")
+    nonce_seconds: float = Field(6.0, ge=2, le=60, description="how long the one-time nonce stands on the screen, seconds")
+    inputs: Literal["counts", "full", "off"] = Field(
+        "counts", description="input events: counts (kinds and times) | full (also positions, clicks, redacted keys; asks for consent) | off")
+
 # %% ../nbs/00_settings.ipynb #31816da8
 class CorpusSettings(Section):
     "The dataset's shards (section 5 of the protocol)."
@@ -175,6 +220,7 @@ class PathsSettings(Section):
     "What the lab keeps on this machine."
     data: str = Field("data", description="downloads, media and caches")
     cache_gb: float = Field(20.0, ge=0.1, description="most that each cache (media, embeddings) may take, GB; what was unused longest goes first")
+    focus: str = Field("data/focus", description="tasks and recordings of the Focus part")
     state: str = Field("data/state", description="what a neuron must find again after a restart")
 
 # %% ../nbs/00_settings.ipynb #12471070
@@ -214,6 +260,9 @@ class Settings(Section):
     checks: ChecksSettings = ChecksSettings()
     scoring: ScoringSettings = ScoringSettings()
     tasks: TasksSettings = TasksSettings()
+    focus: FocusSettings = FocusSettings()
+    judge: JudgeSettings = JudgeSettings()
+    recorder: RecorderSettings = RecorderSettings()
     corpus: CorpusSettings = CorpusSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     log: LogSettings = LogSettings()
@@ -225,6 +274,10 @@ class Settings(Section):
         text = "".join(getattr(self, s).model_dump_json() for s in ("encoder", "checks", "scoring"))
         text += f"{self.validator.num_videos}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def focus_hash(self) -> str:
+        "16 hex digits over the settings that can change the score of a recording."
+        return hashlib.sha256(self.focus.model_dump_json().encode()).hexdigest()[:16]
 
     def public(self) -> "Settings":
         "These settings as they may be kept and shown: user and password of an address are replaced by ***."
@@ -312,6 +365,8 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError(f"[scoring] min_length {s.min_length} is above max_length {s.max_length}")
     if s.short_caption >= s.long_caption:
         raise SettingsError(f"[scoring] short_caption {s.short_caption} is not below long_caption {s.long_caption}")
+    if settings.focus.min_seconds > settings.focus.max_seconds:
+        raise SettingsError(f"[focus] min_seconds {settings.focus.min_seconds} is above max_seconds {settings.focus.max_seconds}")
     if t.focus + t.audio > 1:
         raise SettingsError(f"[tasks] focus {t.focus} and audio {t.audio} together exceed 1")
 

@@ -1,0 +1,1 @@
+"""Recordings of people completing tasks: recorded, read, judged by what they show."""
