@@ -57,7 +57,7 @@ APPS: tuple[App, ...] = (
     App("Chromium", "browser", r"- ?(Chromium|Google Chrome)$", True),
     App("Firefox", "browser", r"[-—–] ?Mozilla Firefox", True),
     App("Safari", "browser", r"^Safari File Edit View History", True),
-    App("Browser", "browser", r"^(https?://|www\.|localhost[:/]|127\.0\.0\.1[:/])\S"),
+    App("Browser", "browser", r"^.{0,8}?(?<![\w/.])(https?://|www\.|localhost[:/]|127\.0\.0\.1[:/])\S"),
     App("Browser", "browser", r"^\W{0,4}[\w-]+(\.[\w-]+)*\.(com|org|net|io|dev|edu|gov|de|uk|fr|eu)(/\S*)?$"),
     App("ChatGPT", "chat", r"(\bChatGPT\b|chatgpt\.com|chat\.openai\.com)"),
     App("Claude", "chat", r"(claude\.ai|^Claude$)"),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ObservationKind', 'MOVING_AREA', 'Observation', 'About', 'Evidence', 'frame_name', 'spans', 'motion_observations',
            'scene_observations', 'app_observations', 'text_observations', 'order_observations', 'nonce_observation',
-           'input_observations', 'signal_table', 'line_table', 'gather', 'key_times', 'keep', 'load', 'plot_timeline',
-           'plot_frames']
+           'input_observations', 'signal_table', 'line_table', 'pages_of', 'gather', 'key_times', 'keep', 'load',
+           'plot_timeline', 'plot_frames']
 
 # %% ../../nbs/13h_focus_evidence.ipynb #fe3521fa
 import io
@@ -185,6 +185,13 @@ def line_table(pages: Sequence[Page]) -> pl.DataFrame:
     values = [(page.time, line.text, line.left, line.top, line.right, line.bottom, line.score) for page in pages for line in page.lines]
     schema = {"t": pl.Float64, "text": pl.String, **{name: pl.Float32 for name in ("left", "top", "right", "bottom", "score")}}
     return pl.DataFrame(values, schema=schema, orient="row")
+
+# %% ../../nbs/13h_focus_evidence.ipynb #b4331394
+def pages_of(lines: pl.DataFrame) -> list[Page]:
+    "The pages as they were read, from the table of lines; without pictures."
+    nothing = np.zeros((0, 0), np.uint8)
+    return [Page(key[0], tuple(Line(*row) for row in part.select("text", "left", "top", "right", "bottom", "score").iter_rows()), nothing)
+            for key, part in lines.sort("t", maintain_order=True).group_by("t", maintain_order=True)] if len(lines) else []
 
 # %% ../../nbs/13h_focus_evidence.ipynb #68fe846b
 def gather(path: str | Path, settings: FocusSettings, reader: ScreenReader, *, nonce: str = "", inputs: Path | None = None,

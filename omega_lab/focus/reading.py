@@ -226,18 +226,30 @@ class NewText:
     rows: tuple[Line, ...]
 
 
+def _place(row: Line, others: Sequence[Line]) -> float:
+    "How far a row stands from the nearest of others, in shares of the screen."
+    return min((abs(row.left - other.left) + abs(row.top - other.top) for other in others), default=2.0)
+
+
 def new_text(pages: Sequence[Page], least: int = 2) -> list[NewText]:
-    "For each page in order of time, the rows that were on no page before; the first page's are all new."
-    seen: set[str] = set()
-    found, before = [], 0.0
+    "For each page in order of time, the rows that were on no page before, or fewer times; the first page's are all new."
+    seen: dict[str, int] = {}
+    found, before, last = [], 0.0, {}
     for page in pages:
-        fresh = []
+        here: dict[str, list[Line]] = {}
         for row in rows(page.lines):
             key = plain(row.text)
-            if len(key) >= least and key not in seen and not any(abs(len(key) - len(old)) <= 0.4 * len(key) and alike(key, old) for old in seen):
-                fresh.append(row)
-            seen.add(key)
+            if len(key) >= least:
+                name = key if key in seen else next((old for old in seen if abs(len(key) - len(old)) <= 0.4 * len(key) and alike(key, old)), key)
+                here.setdefault(name, []).append(row)
+        fresh = []
+        for name, found_rows in here.items():
+            surplus = len(found_rows) - seen.get(name, 0)
+            if surplus > 0:
+                fresh += sorted(found_rows, key=lambda row: -_place(row, last.get(name, [])))[:surplus]
+                seen[name] = len(found_rows)
+            last[name] = found_rows
         if fresh:
-            found.append(NewText(before, page.time, tuple(fresh)))
+            found.append(NewText(before, page.time, tuple(sorted(fresh, key=lambda row: (row.top, row.left)))))
         before = page.time
     return found
