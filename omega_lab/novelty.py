@@ -52,6 +52,9 @@ class NoveltyIndex:
     def __len__(self) -> int:
         return len(self._ids)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._ids
+
     @property
     def version(self) -> int:
         "Rows added so far; stored with every answer, so that a novelty can be explained later."
