@@ -146,7 +146,7 @@ class Desk:
 
     def film(self, begin: float, seconds: float) -> None:
         "Lay a piece of the catalog's film on the server as film.mp4."
-        cut = [get_ffmpeg_exe(), "-loglevel", "error", "-ss", str(begin), "-t", str(seconds), "-i", str(self.films), "-c", "copy"]
+        cut = [get_ffmpeg_exe(), "-loglevel", "error", "-ss", str(begin), "-t", str(seconds), "-i", str(self.films), "-an", "-vf", "scale=640:-2", "-preset", "ultrafast"]
         subprocess.run([*cut, "-y", str(self.pages / "film.mp4")], check=True, stdin=subprocess.DEVNULL)
 
     def browser(self, url: str, box: tuple[int, int, int, int] = (60, 20, 1120, 680)) -> None:
