@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Set', 'Topics', 'Every', 'Runs', 'Output', 'State', 'CODES', 'chain', 'Endpoint', 'Netuid', 'WalletName',
-           'WalletHotkey', 'WalletPath', 'Yes', 'WALLETS', 'fail', 'parse_pairs', 'with_settings', 'pipeline_names',
-           'run', 'miner', 'validator', 'stop', 'verify_payment', 'localnet', 'fund', 'register', 'stake', 'show',
-           'api', 'check_arguments', 'service', 'update', 'demo', 'samples', 'score', 'settings', 'doctor', 'main']
+           'WalletHotkey', 'WalletPath', 'Yes', 'WALLETS', 'with_settings', 'pipeline_names', 'run', 'miner',
+           'validator', 'stop', 'verify_payment', 'localnet', 'fund', 'register', 'stake', 'show', 'api',
+           'check_arguments', 'service', 'update', 'demo', 'samples', 'score', 'settings', 'doctor', 'main']
 
 # %% ../nbs/16c_cli.ipynb #62cf317e
 import json
@@ -15,14 +15,16 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 import omega_lab
 
 from .flags import Flag, FlagError, overrides, with_flags
+from .focus.commands import focus
 from .settings import LogSettings, SettingsError, load_settings, settings_ini
+from .terminal import fail, parse_pairs
 
 # %% ../nbs/16c_cli.ipynb #d5062e47
 app = typer.Typer(help="omega_lab: a laboratory for a multimodal data subnet.", no_args_is_help=True, add_completion=False,
@@ -38,26 +40,6 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False) -> None:
     "omega_lab: a laboratory for a multimodal data subnet."
-
-# %% ../nbs/16c_cli.ipynb #bb08b30d
-def fail(message: str, code: int = 1) -> NoReturn:
-    "Say what went wrong on stderr and leave."
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(code)
-
-
-def parse_pairs(pairs: list[str]) -> dict[str, Any]:
-    "`name=value` pairs as a dict; a value that reads as JSON is taken as such."
-    values = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            fail(f"{pair!r}: write it as name=value", 2)
-        try:
-            values[name] = json.loads(text)
-        except json.JSONDecodeError:
-            values[name] = text
-    return values
 
 # %% ../nbs/16c_cli.ipynb #293d664b
 Set = Annotated[list[str], typer.Option("--set", "-s", help="a setting, section.key=value (repeatable)")]
@@ -327,6 +309,9 @@ def update(set_: Set = []) -> None:  # noqa: B006
     except UpdateError as error:
         fail(str(error))
     typer.echo(f"now {moved}" if moved else f"nothing newer than {omega_lab.__version__} to be trusted")
+
+# %% ../nbs/16c_cli.ipynb #f0c05e82
+app.add_typer(focus, name="focus")
 
 # %% ../nbs/16c_cli.ipynb #f346c3c3
 @app.command()

@@ -176,7 +176,7 @@ class FocusSettings(Section):
     read_share: float = Field(0.25, gt=0, le=10, description="time for reading the screen, seconds per second of recording")
     read_least: float = Field(5.0, gt=0, description="least time for reading the screen, seconds")
     key_frames: int = Field(12, ge=1, le=100, description="frames kept with the evidence")
-    speech_model: str = Field("", description="speech to text: empty: none | a model of the [language] endpoint, e.g. whisper-1 | folder of a faster-whisper model")
+    speech_model: str = Field("", description="speech to text: empty: none | a model of the [language] endpoint | folder of a faster-whisper model")
     uniqueness: float = Field(0.02, ge=0, le=2, description="a video whose 1 - max cosine is below this is a copy")
     reject_below: float = Field(0.1, ge=0, le=1, description="a final score below this is rejected")
     judges: str = Field("rules", min_length=1, description="comma-separated: rules | endpoint:MODEL (at [language] base_url) | endpoint:MODEL@URL | "

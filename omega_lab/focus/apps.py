@@ -26,7 +26,8 @@ class App:
 # %% ../../nbs/13f_focus_apps.ipynb #8c15093e
 APPS: tuple[App, ...] = (
     App("Terminal", "terminal", r"^(terminal|xterm|konsole|gnome-terminal|alacritty|iterm2?|bash|zsh|powershell|command prompt)$", True),
-    App("Terminal", "terminal", r"^\S{0,40}[$#%»❯] ?(ls|cd|cat|mkdir|git|python3?|pip|echo|grep|pwd|sudo|npm|make|ssh|vim?|nano|docker|curl|touch|rm|cp|mv|head|tail|wc)\b"),
+    App("Terminal", "terminal", r"^\S{0,40}[$#%»❯] ?(ls|cd|cat|mkdir|git|python3?|pip|echo|grep|pwd|sudo|npm|make|ssh|vim?|nano|docker|curl|touch|rm|cp|mv)\b"),
+    App("Terminal", "terminal", r"^\S{0,40}[$#%»❯] ?(head|tail|wc|sed|awk|find|sort|less|chmod|tar|which|export|source|cargo|go|node)\b"),
     App("Terminal", "terminal", r"^[\w.-]+@[\w.-]+[:~ ]"),
     App("Python", "code", r"^(>>> ?\w|Python 3\.\d+\.\d+ )"),
     App("Mousepad", "editor", r"- ?Mousepad$", True),
@@ -87,17 +88,22 @@ def app_of(row: str, in_title: bool = True) -> App | None:
 
 # %% ../../nbs/13f_focus_apps.ipynb #b42184f7
 _LOOKALIKE = str.maketrans("аеорсухіјѕԁӏɡοαεικνρτυ０１２３４５６７８９", "aeopcyxijsdlgoaeikvptu0123456789")
+_MARK = r"\b(score|grade|rating|mark|points?)\b"
+_TOP = r"(\b1(\.0+)?\b|10 ?/ ?10|\b100\b|\bfull|\bmax|\bhighest|\bperfect|\bexcellent|\btop\b)"
+_JUDGE = r"\b(judge|grader|evaluator|reviewer|validator|model|ai|a\.i\.|assistant|llm)\b"
+_THIS = r"(this|it|me|the (task|recording|user|video|work))\b"
 _ORDERS = tuple(re.compile(pattern) for pattern in (
-    r"\b(give|award|assign|output|return|answer with|set|grant|report)\b.{0,40}\b(score|grade|rating|mark|points?)\b.{0,30}(\b1(\.0+)?\b|10 ?/ ?10|100 ?%?|\bfull\b|\bmax|\bhighest|\bperfect|\btop\b)",
-    r"\b(give|award|grant) (this|it|me|the (task|recording|user|video|work))\b.{0,30}(\b1(\.0+)?\b|10 ?/ ?10|\b100\b|\bfull|\bmax|\bhighest|\bperfect|\btop\b)",
-    r"\b(give|award|assign|grant|deserves?)\b.{0,30}\b(full|max\w*|highest|perfect|top|best)\b.{0,15}\b(score|grade|rating|marks?|points?)\b",
+    rf"\b(give|award|assign|output|return|answer with|set|grant|report)\b.{{0,40}}{_MARK}.{{0,30}}{_TOP}",
+    rf"\b(give|award|grant) {_THIS}.{{0,30}}{_TOP}",
+    rf"\b(give|award|assign|grant|deserves?)\b.{{0,30}}\b(full|max\w*|highest|perfect|top|best)\b.{{0,15}}{_MARK}s?",
     r"\b(score|grade|rating)\b ?(must|should|shall|has to|is to|will)? ?(be|=|:|is) ?(\b1\.0+\b|10 ?/ ?10|100 ?%|\bperfect|\bmaxim|\bhighest)",
-    r"\b(rate|score|grade|mark)\b (this|it|the (task|recording|video|work|user))\b.{0,30}(\b1(\.0+)?\b|\b10\b|\b100\b|\bfull|\bmax|\bhighest|\bperfect|\bexcellent|\btop\b)",
-    r"\b(ignore|disregard|forget|override)\b.{0,30}\b(previous|prior|above|earlier|all|other|any|your|these)\b.{0,30}\b(instructions?|prompts?|rules?|rubrics?|guidelines?|criteria)\b",
-    r"\b(new|updated|revised|official|system) (instructions?|rubric|prompt|scoring rules?)\b ?(:|for (the|this) (judge|model|ai|evaluat|grader))",
-    r"\b(dear|attention|note to|message (to|for)|instructions? (to|for)|hey|hello) (the )?(judge|grader|evaluator|reviewer|ai|a\.i\.|model|assistant|llm|validator)\b",
+    rf"\b(rate|score|grade|mark)\b {_THIS}.{{0,30}}({_TOP}|\b10\b)",
+    r"\b(ignore|disregard|forget|override)\b.{0,30}\b(previous|prior|above|earlier|all|other|any|your|these)\b.{0,30}"
+    r"\b(instructions?|prompts?|rules?|rubrics?|guidelines?|criteria)\b",
+    rf"\b(new|updated|revised|official|system) (instructions?|rubric|prompt|scoring rules?)\b ?(:|for (the|this) {_JUDGE})",
+    rf"\b(dear|attention|note to|message (to|for)|instructions? (to|for)|hey|hello) (the )?{_JUDGE}",
     r"\byou are (now )?(an?|the) (ai|helpful|judge|grader|evaluator|impartial|language model|llm|assistant)\b",
-    r"\b(judge|grader|evaluator|reviewer|validator|model|ai)\b.{0,30}\b(must|should|has to|will|needs? to)\b.{0,30}\b(accept|approve|pass|score|rate|give|award|not reject)\b",
+    rf"{_JUDGE}.{{0,30}}\b(must|should|has to|will|needs? to)\b.{{0,30}}\b(accept|approve|pass|score|rate|give|award|not reject)\b",
     r"\b(do not|don.?t|never) (reject|penali[sz]e|fail|flag|downgrade) (this|the|it|me)\b",
     r"(<\|?(system|im_start|assistant|user|endoftext)|\[/?inst\]|<</?sys>>|### ?(system|instruction|assistant|response)|^(system|assistant) ?:)",
     r"\b(completion_?score|is_?legitimate|legitimate|score)\W{1,4}(1(\.0+)?|true)\b",
@@ -121,6 +127,6 @@ def find_orders(texts: Sequence[str]) -> list[str]:
         alone = folded(text)
         if any(pattern.search(alone) for pattern in _ORDERS):
             found.append(text)
-        elif after and any(pattern.search(joined := folded(f"{text} {after}")) and not pattern.search(folded(after)) for pattern in _ORDERS):
+        elif after and any(pattern.search(folded(f"{text} {after}")) and not pattern.search(folded(after)) for pattern in _ORDERS):
             found.append(f"{text} {after}")
     return found

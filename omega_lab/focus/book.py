@@ -33,7 +33,7 @@ from ..settings import Settings
 
 # %% ../../nbs/13n_focus_book.ipynb #13df276f
 State = Literal["IN_PROGRESS", "PROCESSING", "PENDING_HUMAN_REVIEW", "READY", "REJECTED", "SUBMITTED"]
-_JUDGED = ("PENDING_HUMAN_REVIEW", "READY", "REJECTED")
+_JUDGED: tuple[State, ...] = ("PENDING_HUMAN_REVIEW", "READY", "REJECTED")
 MOVES: dict[State, tuple[State, ...]] = {
     "IN_PROGRESS": ("PROCESSING",), "PROCESSING": _JUDGED, "PENDING_HUMAN_REVIEW": (*_JUDGED, "SUBMITTED"), "READY": (*_JUDGED, "SUBMITTED"),
     "REJECTED": _JUDGED, "SUBMITTED": ()}
@@ -198,7 +198,10 @@ class Book:
             about = file.stat()
         except OSError as error:
             raise FocusError(f"{file}: {error.strerror or error}") from error
-        upload = Upload(self.folder / "uploads", f"{file.resolve()}|{about.st_size}|{about.st_mtime_ns}", about.st_size, limit)
+        try:
+            upload = Upload(self.folder / "uploads", f"{file.resolve()}|{about.st_size}|{about.st_mtime_ns}", about.st_size, limit)
+        except FocusError as error:
+            raise FocusError(f"{file.name}: {error}") from error
         with open(file, "rb") as source:
             source.seek(upload.offset)
             while data := source.read(4 << 20):
@@ -219,8 +222,9 @@ class Book:
                        transcriber=make_transcriber(settings), name=recording.name, sha256=recording.sha256)
         return keep(found, film, folder)
 
-    def score(self, recording: Recording, judges: Sequence[Judge], settings: Settings, reader: ScreenReader | None = None, anew: bool = False) -> tuple[Recording, Verdict]:
-        "Judge a recording, again if need be; the verdict is kept. Raises `FocusError`; a film that cannot be played is `MediaError` and its recording rejected."
+    def score(self, recording: Recording, judges: Sequence[Judge], settings: Settings, reader: ScreenReader | None = None,
+              anew: bool = False) -> tuple[Recording, Verdict]:
+        "Judge a recording, again if need be; the verdict is kept. Raises `FocusError`, and `MediaError` for a film that cannot be played: it is rejected."
         if recording.state in ("SUBMITTED", "IN_PROGRESS"):
             self.film(recording)
             raise FocusError(f"{recording.id} is {recording.state}: it was judged, and is what others see now")
@@ -289,4 +293,5 @@ class Book:
         if not 0 <= score <= 1:
             raise FocusError(f"a score of {score:g} is none: 0 to 1")
         reasons = (f"score {score:.2f} given by {by}" + (f": {note}" if note else ""), *verdict.reasons)
-        write_json(self.path(recording) / "verdict.json", verdict.model_copy(update={"score": score, "final": score * recording.task.multiplier, "reasons": reasons}))
+        changed = verdict.model_copy(update={"score": score, "final": score * recording.task.multiplier, "reasons": reasons})
+        write_json(self.path(recording) / "verdict.json", changed)

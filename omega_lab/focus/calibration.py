@@ -42,9 +42,11 @@ def case_row(name: str, evidence: Evidence, verdict: Verdict) -> dict:
     fired = {check.name for check in rules.failed}
     nonce = evidence.of("nonce")
     spent = sum(evidence.about.seconds.values())
-    return {"name": name, "half": half, "truth": truth, "completion": round(rules.score, 4), "score": 0.0 if fired else round(rules.score, 4), "state": verdict.state,
-            **{rule: rule in fired for rule in RULES}, "nonce_seen": bool(nonce and nonce[0].value), "orders": len(evidence.of("order")), "played": round(evidence.about.played, 1),
-            "pages": evidence.about.pages_read, "share_of_real_time": round(spent / evidence.about.played, 3)}
+    score = round(rules.score, 4)
+    return {"name": name, "half": half, "truth": truth, "completion": score, "score": 0.0 if fired else score, "state": verdict.state,
+            **{rule: rule in fired for rule in RULES}, "nonce_seen": bool(nonce and nonce[0].value), "orders": len(evidence.of("order")),
+            "played": round(evidence.about.played, 1), "pages": evidence.about.pages_read,
+            "share_of_real_time": round(spent / evidence.about.played, 3)}
 
 
 def figures(cases: pl.DataFrame, half: str) -> dict:
@@ -55,12 +57,16 @@ def figures(cases: pl.DataFrame, half: str) -> dict:
     for rule, truth in RULES.items():
         precision, recall = precision_recall(part[rule].to_list(), (part["truth"] == truth).to_list())
         against_work = precision_recall(part[rule].to_list(), (~part["truth"].is_in(WORK)).to_list())[0]
-        rules[rule] = {"precision": precision, "recall": recall, "of its refusals no work": against_work, "fired": int(part[rule].sum()), "cases": int((part["truth"] == truth).sum())}
-    return {"recordings": len(part), "done": int((part["truth"] == "done").sum()), "auc": auc(part["score"].to_list(), (part["truth"] == "done").to_list()),
-            "auc_work": auc(work["completion"].to_list(), (work["truth"] == "done").to_list()), "rules": rules,
-            "work_refused": int(sum(any(row[rule] for rule in RULES) for row in work.iter_rows(named=True))), "no_work": len(part) - len(work),
-            "no_work_refused": int(sum(any(row[rule] for rule in RULES) for row in part.filter(~part["truth"].is_in(WORK)).iter_rows(named=True))),
-            "share_of_real_time": float(part["share_of_real_time"].median())}  # type: ignore[arg-type]
+        rules[rule] = {"precision": precision, "recall": recall, "of its refusals no work": against_work, "fired": int(part[rule].sum()),
+                       "cases": int((part["truth"] == truth).sum())}
+    refused = [any(row[rule] for rule in RULES) for row in part.iter_rows(named=True)]
+    is_work = part["truth"].is_in(WORK).to_list()
+    return {"recordings": len(part), "done": int((part["truth"] == "done").sum()), "rules": rules,
+            "auc": auc(part["score"].to_list(), (part["truth"] == "done").to_list()),
+            "auc_work": auc(work["completion"].to_list(), (work["truth"] == "done").to_list()),
+            "work_refused": sum(r for r, w in zip(refused, is_work) if w), "no_work": len(part) - len(work),
+            "no_work_refused": sum(r for r, w in zip(refused, is_work) if not w),
+            "share_of_real_time": float(np.median(part["share_of_real_time"].to_numpy()))}
 
 
 def rule_table(told: Mapping) -> pl.DataFrame:
@@ -70,8 +76,9 @@ def rule_table(told: Mapping) -> pl.DataFrame:
 
 def summary(told: Mapping, half: str) -> str:
     "The figures in words."
-    return (f"{half}: {told['recordings']} recordings, {told['done']} of them done. AUC {told['auc']:.3f} (done against everything else), {told['auc_work']:.3f} (done against half done and "
-            f"other work, the rules of legitimacy left out). {told['no_work_refused']} of {told['no_work']} that are no work are refused, and {told['work_refused']} that are. "
+    return (f"{half}: {told['recordings']} recordings, {told['done']} of them done. AUC {told['auc']:.3f} (done against everything else), "
+            f"{told['auc_work']:.3f} (done against half done and other work, the rules of legitimacy left out). "
+            f"{told['no_work_refused']} of {told['no_work']} that are no work are refused, and {told['work_refused']} that are. "
             f"The evidence took {told['share_of_real_time']:.2f} of a recording's time (median).")
 
 # %% ../../nbs/13o_focus_calibration.ipynb #d7263f13

@@ -10,7 +10,6 @@ __all__ = ['FORMAT', 'KINDS', 'MOST_EVENTS', 'InputHeader', 'InputEvent', 'redac
 import json
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -29,7 +28,7 @@ MOST_EVENTS = 2_000_000  # 90 minutes at the densest are far below
 class InputHeader(BaseModel):
     "First line of an input file."
     model_config = ConfigDict(frozen=True, extra="ignore")
-    format: Literal["omega-lab-inputs/1"] = FORMAT
+    format: Literal["omega-lab-inputs/1"] = "omega-lab-inputs/1"
     level: Literal["counts", "full"] = "counts"
     width: int = Field(gt=0, le=100_000)
     height: int = Field(gt=0, le=100_000)
@@ -145,7 +144,8 @@ class X11Watcher:
         from Xlib import display as xdisplay
         from Xlib import error as xerror
 
-        self.note, self._held = note, set()
+        self.note = note
+        self._held: set[str] = set()
         try:
             self._control, self._data = xdisplay.Display(display), xdisplay.Display(display)
         except (xerror.DisplayError, OSError) as error:
@@ -225,7 +225,8 @@ class PynputWatcher:
         from PIL import ImageGrab
 
         self.width, self.height = ImageGrab.grab().size
-        self.note, self._held = note, set()
+        self.note = note
+        self._held: set[str] = set()
         self._listeners = [keyboard.Listener(on_press=lambda key: self._key(key, True), on_release=lambda key: self._key(key, False)),
                            mouse.Listener(on_move=lambda x, y: note("move", **self._at(x, y)), on_click=self._click,
                                           on_scroll=lambda x, y, dx, dy: note("scroll", **self._at(x, y), dx=int(dx), dy=int(dy)))]

@@ -14,7 +14,7 @@ from pathlib import Path
 from .evidence import Evidence
 from .model import make_model_judge
 from .rules import RulesJudge
-from .task import FocusError, Task, TaskType
+from .task import FocusError, Task
 from .unique import Indexes
 from .verdict import Judge, JudgeFailed, Opinion, Uniqueness, Verdict, decide, early_refusal, first_checks
 from ..settings import Settings

@@ -182,7 +182,8 @@ def picture_at(path: str | Path, seconds: float, widest: int = 2000) -> np.ndarr
 
 def read_recording(path: str | Path, track: Track, reader: ScreenReader, budget: float) -> Reading:
     "Read the frames of a plan until `budget` seconds are spent; beginning and end are read, whatever they take."
-    began, plan, pages = time.monotonic(), plan_reads(track), {}
+    began, plan = time.monotonic(), plan_reads(track)
+    pages: dict[int, Page] = {}
     for sample in plan:
         if time.monotonic() - began > budget and len(pages) >= 2:
             break
@@ -234,7 +235,8 @@ def _place(row: Line, others: Sequence[Line]) -> float:
 def new_text(pages: Sequence[Page], least: int = 2) -> list[NewText]:
     "For each page in order of time, the rows that were on no page before, or fewer times; the first page's are all new."
     seen: dict[str, int] = {}
-    found, before, last = [], 0.0, {}
+    last: dict[str, list[Line]] = {}
+    found, before = [], 0.0
     for page in pages:
         here: dict[str, list[Line]] = {}
         for row in rows(page.lines):

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import polars as pl
 
 from ..embedding.text import sentence_vectors
 from .evidence import MOVING_AREA, Evidence, Observation, pages_of
-from .reading import Page, alike, new_text, plain, rows
+from .reading import alike, new_text, plain, rows
 from .screen import ACTIVE
 from .task import Task
 from .verdict import Annotation, Check, Opinion, Requirement, Step
@@ -61,9 +62,10 @@ def quotes(text: str, task: Task, run: int = 7) -> bool:
 def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+(?:[.,]\d+)?", text.casefold())
 
-# %% ../../nbs/13j_focus_rules.ipynb #1be22fed
-_SMALL = frozenset("""a an the and or of in on at to into from for with without by as is are be been was were it its it's this that these those which who whom there then than them they
- their he she his her you your i my me we our us each every all any some one two three four five six seven eight nine ten first second next last until so how what when where
+# %% ../../nbs/13j_focus_rules.ipynb #9247fe1a
+_SMALL = frozenset("""a an the and or of in on at to into from for with without by as is are be been was were it its it's this that these those
+ which who whom there then than them they their he she his her you your i my me we our us each every all any some one two three four five six
+ seven eight nine ten first second next last until so how what when where
  make made do does done write written put find show shown use using open opened add added enter fill give get start look choose compute set up out new own words
  below above after before while more most other also only just not no often kind page program""".split())
 _CUT = re.compile(r"(?<=[.!?;:])\s+|,\s+|\s+and\s+|\s+then\s+|;\s*|\(|\)|\n+")
@@ -129,7 +131,7 @@ def drawn(evidence: Evidence, since: float) -> float:
     if not any("(drawing)" in o.text for o in evidence.of("application")):
         return 0.0
     later = evidence.signals.filter(evidence.signals["t"] > since)
-    return min(1.0, 3 * float((later["active"] > ACTIVE).mean() or 0.0))
+    return min(1.0, 3 * float(np.mean(later["active"].to_numpy() > ACTIVE))) if len(later) else 0.0
 
 
 def shown(requirement: str, task: Task, evidence: Evidence, work: Produced) -> Requirement:
@@ -139,7 +141,8 @@ def shown(requirement: str, task: Task, evidence: Evidence, work: Produced) -> R
     rest = requirement
     for kind in named:
         rest = re.sub(_PROGRAMS[kind], "", rest, flags=re.IGNORECASE)
-    parts, by = [], []
+    parts: list[float] = []
+    by: list[str] = []
     if named:
         parts.append(float(bool(kinds & set(named))))
     if _SAVES.search(rest):
@@ -172,25 +175,31 @@ def later_signals(evidence: Evidence, since: float):
     return later if len(later) else evidence.signals
 
 
+def _part(marks: pl.Series) -> float:
+    "Part of the samples that are true."
+    return float(np.mean(marks.to_numpy())) if len(marks) else 0.0
+
+
 def check_idle(evidence: Evidence, since: float) -> Check:
     "Nothing happens: neither on the screen nor, where it was recorded, at the keyboard."
     later = later_signals(evidence, since)
     busy = (later["active"] > ACTIVE) | (later["moving"] >= MOVING_AREA) | ((later["key"] + later["click"] + later["scroll"]) > 0)
-    part = float(busy.mean() or 0.0)
+    part = _part(busy)
     return Check(name="idle", passed=part >= IDLE_BELOW, value=part, threshold=IDLE_BELOW, reason=f"something happens in {part:.0%} of the seconds")
 
 
 def check_loop(evidence: Evidence) -> Check:
     "The same piece again and again."
     part = max((o.value for o in evidence.of("loop")), default=0.0)
-    return Check(name="loop", passed=part < LOOP_FROM, value=part, threshold=LOOP_FROM, reason=next((o.text for o in evidence.of("loop")), "nothing comes back"))
+    reason = next((o.text for o in evidence.of("loop")), "nothing comes back")
+    return Check(name="loop", passed=part < LOOP_FROM, value=part, threshold=LOOP_FROM, reason=reason)
 
 
 def check_passive(evidence: Evidence, work: Produced) -> Check:
     "A film plays for much of the time, and little is written beside it."
     later = later_signals(evidence, work.since)
-    part = float((later["moving"] >= MOVING_AREA).mean() or 0.0)
-    written = float(((later["active"] > ACTIVE) & ((later["key"] > 0) | (later["moving"] < MOVING_AREA))).mean() or 0.0)
+    part = _part(later["moving"] >= MOVING_AREA)
+    written = _part((later["active"] > ACTIVE) & ((later["key"] > 0) | (later["moving"] < MOVING_AREA)))
     watching = part >= WATCH_FROM and written < 0.25
     reason = f"a film plays in {part:.0%} of the seconds, work beside it in {written:.0%}" if part else "no film plays"
     return Check(name="passive", passed=not watching, value=part, threshold=WATCH_FROM, reason=reason)
@@ -207,9 +216,10 @@ def check_trivial(evidence: Evidence, work: Produced) -> Check:
     "Hardly anything was produced: too few letters on new rows, and not much that changed."
     later = later_signals(evidence, work.since)
     letters = sum(len(text) for text in _last_states(work.texts))
-    part = float((later["active"] > ACTIVE).mean() or 0.0)
+    part = _part(later["active"] > ACTIVE)
     little = (letters < LITTLE and part < 0.25) or (letters < FEW and part < 0.1)
-    return Check(name="trivial", passed=not little, value=float(letters), threshold=LITTLE, reason=f"{letters} letters appeared; the screen was worked on in {part:.0%} of the seconds")
+    reason = f"{letters} letters appeared; the screen was worked on in {part:.0%} of the seconds"
+    return Check(name="trivial", passed=not little, value=float(letters), threshold=LITTLE, reason=reason)
 
 
 def _last_states(texts: Sequence[str]) -> list[str]:

@@ -58,7 +58,9 @@ def watch(path: str | Path, every: float = 1.0) -> Track:
 
     Raises `MediaError` for what is no film, one that shows nothing, and one that ends long before its header says."""
     check_film(path)
-    change, thumbs, small, shown, played, count, last = [], [], None, None, 0.0, 0, 0.0
+    change: list[np.ndarray] = []
+    thumbs: list[np.ndarray] = []
+    small, shown, played, count, last = None, None, 0.0, 0, 0.0
     for at, frame in decoded(path):
         played += min(max(0.0, at - last), LONGEST_GAP)
         while shown is not None and at > len(thumbs) * every + 1e-6:

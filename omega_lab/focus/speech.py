@@ -98,6 +98,7 @@ class EndpointTranscriber:
 
     def _ask(self, client, path: Path, span: Spoken) -> str:
         sound = audio(path, span.start, span.end)
+        assert sound is not None  # there was speech on the track
         answer = client.audio.transcriptions.with_raw_response.create(model=self.model, file=("speech.wav", wav_bytes(sound)))
         try:
             return _Transcription.model_validate_json(answer.http_response.text).text.strip()

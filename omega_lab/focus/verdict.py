@@ -187,13 +187,15 @@ def illegitimate(opinions: Sequence[Opinion]) -> tuple[list[str], list[str]]:
     return (told, []) if len(against) * 2 > len(opinions) else ([], told)
 
 
-def review_reasons(task: Task, evidence: Evidence, opinions: Sequence[Opinion], failures: Sequence[str], checks: Sequence[Check], s: FocusSettings) -> list[str]:
+def review_reasons(task: Task, evidence: Evidence, opinions: Sequence[Opinion], failures: Sequence[str], checks: Sequence[Check],
+                   s: FocusSettings) -> list[str]:
     "Everything for which a person should decide."
     reasons = [f"speaks to the judge, {text}" for text in spoken_to(task, evidence)]
     reasons += [reason for o in opinions for reason in o.review]
     reasons += [f"{c.name} could not be checked: {c.reason}" for o in opinions for c in o.legitimacy if c.passed is None]
     reasons += [f"no opinion: {failure}" for failure in failures]
-    reasons += [f"{c.name}: {c.reason}" for c in checks if (c.name == "unique_video" and c.passed is None) or (c.name == "nonce" and not c.passed and s.nonce == "review")]
+    unknown = {"unique_video": (None,), "nonce": (None, False) if s.nonce == "review" else ()}
+    reasons += [f"{c.name}: {c.reason}" for c in checks if c.passed in unknown.get(c.name, ())]
     scores = [o.score for o in opinions]
     if scores and max(scores) - min(scores) > s.disagreement:
         reasons.append(f"the judges disagree: {', '.join(f'{o.judge} {o.score:.2f}' for o in opinions)}")
