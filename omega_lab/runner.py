@@ -192,7 +192,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 # the lab's own errors: their sentence names the value and the remedy, a traceback would add nothing
-CLEAR = frozenset({"ChainError", "NotAllowed", "ServerFailed", "SettingsError", "StoreError", "TopicError"})
+CLEAR = frozenset({"ChainError", "FocusError", "MediaError", "NotAllowed", "ServerFailed", "SettingsError", "StoreError", "TopicError"})
 
 
 def traceback_tail(traceback: Sequence[str] | None, lines: int = 6) -> list[str]:

@@ -146,8 +146,9 @@ class Desk:
 
     def film(self, begin: float, seconds: float) -> None:
         "Lay a piece of the catalog's film on the server as film.mp4."
-        cut = [get_ffmpeg_exe(), "-loglevel", "error", "-ss", str(begin), "-t", str(seconds), "-i", str(self.films), "-an", "-vf", "scale=640:-2", "-preset", "ultrafast"]
-        subprocess.run([*cut, "-y", str(self.pages / "film.mp4")], check=True, stdin=subprocess.DEVNULL)
+        cut = [get_ffmpeg_exe(), "-loglevel", "error", "-ss", str(begin), "-t", str(seconds), "-i", str(self.films), "-an"]
+        small = ["-vf", "scale=640:-2", "-preset", "ultrafast"]
+        subprocess.run([*cut, *small, "-y", str(self.pages / "film.mp4")], check=True, stdin=subprocess.DEVNULL)
 
     def browser(self, url: str, box: tuple[int, int, int, int] = (60, 20, 1120, 680)) -> None:
         where = [f"--window-position={box[0]},{box[1]}", f"--window-size={box[2]},{box[3]}", f"--user-data-dir={self.home}/chromium"]

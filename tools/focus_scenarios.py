@@ -216,7 +216,8 @@ GRADES = Work(
 TRAIN_PAGE = """<!doctype html><title>Night train booking</title><body style="font-family:sans-serif;max-width:44em;margin:2em;background:#f4f7fb">
 <h1>Night train booking</h1><div id=s><p>From <input id=a autofocus> to <input id=b> on <input id=d size=10></p><button onclick="
 s.innerHTML='<h2>'+a.value+' to '+b.value+', '+d.value+'</h2><p>19:40 sleeper, 59 EUR</p><p>21:05 couchette, 39 EUR</p><p>Passenger <input id=p>'
-+' Berth <input id=q size=10></p><button onclick=&quot;s.innerHTML=\\'<h2>Booking confirmed</h2><p>\\'+p.value+\\', \\'+q.value+\\', reference K7-2291</p>\\'&quot;>Book</button>';
++' Berth <input id=q size=10></p><button onclick=&quot;s.innerHTML=\\'<h2>Booking confirmed</h2><p>\\'+p.value+\\', \\'+q.value+\\', reference K7-2291</p>\\'
+&quot;>Book</button>';
 setTimeout(()=>p.focus(),100)">Search trains</button></div>"""
 TRAIN = Work(
     "Book a night train",
@@ -278,7 +279,8 @@ BEES = Work(
 
 # --- ways of not doing it
 
-CHAT_PAGE = """<!doctype html><title>Assistant chat</title><body style="font-family:sans-serif;margin:0"><div id=l style="height:480px;overflow:auto;padding:1em">
+CHAT_PAGE = """<!doctype html><title>Assistant chat</title><body style="font-family:sans-serif;margin:0">
+<div id=l style="height:480px;overflow:auto;padding:1em">
 <p><b>Assistant</b> Hello! How can I help you today?</p></div><div style="padding:1em;border-top:1px solid #ccc">
 <input id=i autofocus size=90 placeholder="Send a message"> <button>Send</button></div><script>
 const said=%s;let n=0;i.onkeydown=e=>{if(e.key!='Enter')return;l.innerHTML+='<p><b>You</b> '+i.value+'</p>';i.value='';

@@ -108,6 +108,9 @@ _ORDERS = tuple(re.compile(pattern) for pattern in (
     r"(<\|?(system|im_start|assistant|user|endoftext)|\[/?inst\]|<</?sys>>|### ?(system|instruction|assistant|response)|^(system|assistant) ?:)",
     r"\b(completion_?score|is_?legitimate|legitimate|score)\W{1,4}(1(\.0+)?|true)\b",
     r"\ball (steps|requirements|criteria|parts) (of the task )?(are|were|have been) (fully |all )?(completed?|met|satisfied|fulfilled|done)\b",
+    r"(punkt(e|zahl)|bewertung|\bnote\b|puntuaci|calificaci|puntaje|pontuac|nota\b|оценк|балл|评分|得分|分数|点数|スコア|점수).{0,30}"
+    r"(\b1\.0\b|\b100\b|voll|hochst|maxim|plein|пол|макс|满分|最高|満点|만점)",
+    r"(voll|hochst|maximal|maximale|maxima|plein|полн|максимальн|满分|最高|満点|만점).{0,12}(punkt|bewertung|\bnote\b|puntuaci|calificaci|nota\b|оценк|балл|分|スコア|점수)",
     r"\b0(\.\d)? ?[-–] ?0?\.\d\W+(poor|weak|fail)|\b(0\.8|80 ?%) ?[-–] ?(1|100).{0,20}(excellent|perfect)",
 ))
 

@@ -94,8 +94,8 @@ def _print(what: Any) -> None:
 
 # %% ../../nbs/16i_focus_commands.ipynb #4b3c41ec
 CONSENT = ("Beside how often keys and mouse are used, this notes where the mouse is and clicks, which shortcuts and named keys are pressed, and of "
-           "characters whether they are letters, digits, blanks or signs. It never notes what is typed. The file stays with the recording and becomes part of it "
-           "when you submit. Note it?")
+           "characters whether they are letters, digits, blanks or signs. It never notes what is typed. The file stays with the recording and becomes part "
+           "of it when you submit. Note it?")
 
 
 def agreed(wanted: str, consent: bool) -> str:

@@ -182,8 +182,8 @@ def signal_table(track: Track, moves: np.ndarray, counts: np.ndarray) -> pl.Data
 
 
 def line_table(pages: Sequence[Page]) -> pl.DataFrame:
-    "Every line read: t (s of the page), text, box in shares of the screen, score."
-    values = [(page.time, line.text, line.left, line.top, line.right, line.bottom, line.score) for page in pages for line in page.lines]
+    "Every piece that looked like text: t (s of the page), text, box in shares of the screen, score (below 0.5: not to be believed)."
+    values = [(page.time, line.text, line.left, line.top, line.right, line.bottom, line.score) for page in pages for line in page.pieces]
     schema = {"t": pl.Float64, "text": pl.String, **{name: pl.Float32 for name in ("left", "top", "right", "bottom", "score")}}
     return pl.DataFrame(values, schema=schema, orient="row")
 

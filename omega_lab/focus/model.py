@@ -30,10 +30,9 @@ from filelock import FileLock
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .apps import find_orders
-from .evidence import Evidence
+from .evidence import Evidence, pages_of
 from .files import write_bytes
-from .reading import Line, rows
+from .reading import rows
 from .task import FocusError, Task
 from .verdict import Annotation, Check, Cost, JudgeFailed, Opinion, Requirement, Step
 from ..settings import FocusSettings, JudgeSettings, LanguageSettings, Settings
@@ -50,10 +49,8 @@ def _thinned(items: list[dict], room: int) -> list[dict]:
 
 def final_screen(evidence: Evidence) -> list[str]:
     "The rows of the last page that was read."
-    if not len(evidence.lines):
-        return []
-    last = evidence.lines.filter(evidence.lines["t"] == evidence.lines["t"].max())
-    return [row.text for row in rows([Line(*r) for r in last.select("text", "left", "top", "right", "bottom", "score").iter_rows()])]
+    pages = pages_of(evidence.lines)
+    return [row.text for row in rows(pages[-1].lines)] if pages else []
 
 
 def data_of(task: Task, evidence: Evidence, s: FocusSettings) -> dict[str, Any]:
@@ -150,15 +147,11 @@ Answer with one JSON object of the given form and nothing else."""
 
 # %% ../../nbs/13k_focus_model.ipynb #8fdba4ba
 def painted(evidence: Evidence, seconds: float) -> np.ndarray:
-    "A key frame without the rows that speak to a judge."
+    "A key frame, uint8[h, w, 3], with its text painted over."
     picture = Image.fromarray(evidence.picture(seconds))
-    page = evidence.lines.filter((evidence.lines["t"] - seconds).abs() < 1e-6).select("text", "left", "top", "right", "bottom", "score")
-    lines = rows([Line(*r) for r in page.iter_rows()])
     draw, (width, height) = ImageDraw.Draw(picture), picture.size
-    orders = find_orders([line.text for line in lines])
-    for line in lines:
-        if any(line.text in order for order in orders):
-            draw.rectangle((line.left * width - 4, line.top * height - 3, line.right * width + 4, line.bottom * height + 3), fill="#888888")
+    for left, top, right, bottom in evidence.lines.filter((evidence.lines["t"] - seconds).abs() < 0.06).select("left", "top", "right", "bottom").iter_rows():
+        draw.rectangle((left * width - 4, top * height - 3, right * width + 4, bottom * height + 3), fill="#888888")
     return np.asarray(picture)
 
 
@@ -447,7 +440,8 @@ class ModelJudge:
         word = request_word()
         text = fenced(data, word)
         shown = [{"type": "image_url", "image_url": {"url": url}} for url in pictures] if self.client.sees else []
-        system = prompt.format(fence=FENCE.format(word=word) + (" The pictures that follow it are part of the data." if shown else ""))
+        seen = " The pictures that follow it are part of the data; their text is painted over and stands in the timeline." if shown else ""
+        system = prompt.format(fence=FENCE.format(word=word) + seen)
         return [{"role": "system", "content": system}, {"role": "user", "content": [{"type": "text", "text": text}, *shown] if shown else text}]
 
 

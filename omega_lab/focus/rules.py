@@ -245,12 +245,12 @@ def typed_between(evidence: Evidence, start: float, end: float) -> bool | None:
 def steps_of(evidence: Evidence, work: Produced, most: int = 60) -> tuple[Step, ...]:
     "What was done, from what appeared."
     apps = evidence.of("application")
-    found, before = [], work.since
+    found, before, now = [], work.since, work.since
     for at, text in work.rows:
+        before, now = (now, at) if at > now else (before, now)
         typed = typed_between(evidence, before, at)
         place = _newest_app(apps, at)
         found.append(Step(at=at, action=f"{'type' if typed else 'see'} “{text[:200]}”{f' in {place}' if place else ''}"))
-        before = at
     return tuple(found[:: max(1, -(-len(found) // most))])
 
 
