@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup samples demo test test-full check docs lab clean
+.PHONY: help setup samples demo test test-full check calibration docs lab clean
 
 help:  ## what each command does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -41,6 +41,10 @@ test: setup check  ## everything that fits ten minutes on two cores
 
 test-full: test  ## and the long ones
 	@$(BIN)/pytest -q -m full -s tests
+
+calibration: setup  ## the Focus judge against recordings whose truth is known (about 30 minutes; wants Debian packages, it says which)
+	@$(BIN)/python tools/focus_calibrate.py --write
+	@$(BIN)/python tools/focus_canaries.py --write
 
 docs: $(READY)  ## the site, built from the notebooks into site/
 	@$(BIN)/python tools/docs.py

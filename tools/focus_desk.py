@@ -12,10 +12,9 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from focus_packages import PROGRAMS
 from imageio_ffmpeg import get_ffmpeg_exe
 
-PROGRAMS = ("Xvfb", "openbox", "xdotool", "xterm", "mousepad", "gnumeric", "mtpaint", "chromium")
-PACKAGES = "xvfb openbox xdotool xterm mousepad gnumeric mtpaint chromium"
 SIZE = (1280, 720)
 BROWSER = (
     "--no-sandbox --test-type --disable-gpu --no-first-run --no-default-browser-check --disable-background-networking "

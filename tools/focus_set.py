@@ -14,7 +14,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from focus_desk import PACKAGES, Desk, missing
+from focus_desk import Desk, missing
+from focus_packages import PACKAGES
 from focus_scenarios import REVISION, SCENARIOS, SHORT, Scenario
 from imageio_ffmpeg import get_ffmpeg_exe
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,15 +21,16 @@ from ulid import ULID
 
 from .evidence import Evidence, gather, keep, load
 from .files import write_json
-from .judge import judge_recording
 from .reading import RapidReader, ScreenReader
 from .record import join_parts, make_nonce
 from .speech import make_transcriber
 from .task import FocusError, Task, TaskList, TaskType
-from .unique import Indexes
 from .verdict import Judge, Verdict, check_video
 from ..media import MediaError, check_film, file_sha256, frames, probe
 from ..settings import Settings
+
+if TYPE_CHECKING:  # they bring torch along; commands that only look at the book do without
+    from omega_lab.focus.unique import Indexes
 
 # %% ../../nbs/13n_focus_book.ipynb #13df276f
 State = Literal["IN_PROGRESS", "PROCESSING", "PENDING_HUMAN_REVIEW", "READY", "REJECTED", "SUBMITTED"]
@@ -228,6 +229,8 @@ class Book:
         if recording.state in ("SUBMITTED", "IN_PROGRESS"):
             self.film(recording)
             raise FocusError(f"{recording.id} is {recording.state}: it was judged, and is what others see now")
+        from omega_lab.focus.judge import judge_recording
+
         try:
             evidence = self.evidence(recording, settings, reader, anew)
         except MediaError as error:
@@ -238,7 +241,9 @@ class Book:
             write_json(self.path(recording) / "verdict.json", verdict)
             return self._move(recording, verdict.state, "judge", verdict.reasons[0][:300]), verdict
 
-    def _indexes(self) -> Indexes | None:
+    def _indexes(self) -> "Indexes | None":
+        from omega_lab.focus.unique import Indexes
+
         try:
             return Indexes(self.folder / "index")
         except (OSError, ValueError):  # damaged or out of reach: uniqueness has no outcome then, and a person decides
@@ -264,6 +269,8 @@ class Book:
 
     def _enter(self, recording: Recording, by: str, settings: Settings, note: str = "") -> Recording:
         "Into the indexes, then SUBMITTED; a copy of what came in meanwhile is rejected."
+        from omega_lab.focus.unique import Indexes
+
         evidence, verdict = load(self.path(recording) / "evidence"), self.verdict(recording)
         with self._alone():
             indexes = Indexes(self.folder / "index")

@@ -9,6 +9,7 @@ __all__ = ['NONCE_ALPHABET', 'make_nonce', 'nonce_picture', 'grab_arguments', 'p
 # %% ../../nbs/13c_focus_record.ipynb #e6856b55
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -72,7 +73,14 @@ def part_arguments(settings: RecorderSettings, out: Path, system: str = sys.plat
     "The command that records one partial clip into `out` until it reads `q`."
     return _ffmpeg([*grab_arguments(settings, system, environ), "-vf", "crop=trunc(iw/2)*2:trunc(ih/2)*2", "-c:v", "libx264", "-preset", "veryfast",
                     "-crf", str(settings.crf), "-pix_fmt", "yuv420p", "-g", str(2 * settings.fps), "-threads", "1",
-                    "-movflags", "+frag_keyframe+empty_moov+default_base_moof", str(out)])
+                    "-flush_packets", "1", "-movflags", "+frag_keyframe+empty_moov+default_base_moof", str(out)])
+
+
+def _with_parent() -> None:
+    "In the grabber, before it starts: it is asked to end when the recorder is killed, so that no screen is recorded that nobody knows of (Linux)."
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 # %% ../../nbs/13c_focus_record.ipynb #608e6acf
 class Part:
@@ -81,7 +89,8 @@ class Part:
     def __init__(self, settings: RecorderSettings, out: Path, patience: float = 15.0):
         self.out = out
         self._process = subprocess.Popen(part_arguments(settings, out), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                         start_new_session=True)  # Ctrl-C is ours to hear, not ffmpeg's
+                                         start_new_session=True,  # Ctrl-C is ours to hear, not ffmpeg's
+                                         preexec_fn=_with_parent if sys.platform.startswith("linux") else None)
         until = time.monotonic() + patience
         while not (out.exists() and out.stat().st_size) and self._process.poll() is None and time.monotonic() < until:
             time.sleep(0.02)

@@ -1,0 +1,220 @@
+"""What people hand in: films with every defect, uploads that break off, tasks that say one thing and send another."""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from imageio_ffmpeg import get_ffmpeg_exe
+
+from omega_lab.focus.book import Book, Upload
+from omega_lab.focus.evidence import gather, keep, load
+from omega_lab.focus.inputs import read_inputs
+from omega_lab.focus.reading import RapidReader
+from omega_lab.focus.rules import RulesJudge
+from omega_lab.focus.task import FocusError, TaskType, clean_text, make_task
+from omega_lab.media import MediaError, write_film
+from omega_lab.settings import FocusSettings, load_settings
+
+FFMPEG = [get_ffmpeg_exe(), "-loglevel", "error", "-y"]
+
+
+def film(path: Path, seconds=8, seed=0) -> Path:
+    rng = np.random.default_rng(seed)
+    screen = np.full((180, 320, 3), 240, np.uint8)
+
+    def pictures():
+        for _ in range(seconds * 4):
+            x, y = rng.integers(10, 300), rng.integers(10, 160)
+            screen[y:y + 10, x:x + 12] = rng.integers(0, 200, 3)
+            yield screen.copy()
+
+    return write_film(path, pictures(), 4)
+
+
+def lab(*arguments, folder):
+    command = [sys.executable, "-m", "omega_lab.cli", "focus", *map(str, arguments), "--set", f"paths.focus={folder}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL)
+
+
+def with_box_claiming(path: Path, good: Path, size: int) -> None:
+    "The film with its media box claiming `size` bytes."
+    data = bytearray(good.read_bytes())
+    at = data.rfind(b"mdat")
+    data[at - 4:at] = size.to_bytes(4, "big")
+    path.write_bytes(data)
+
+
+def with_lying_header(path: Path, good: Path) -> None:
+    "The film as webm whose header says ten minutes."
+    subprocess.run([*FFMPEG, "-i", str(good), "-c:v", "libvpx", "-b:v", "200k", str(path)], check=True)
+    data = bytearray(path.read_bytes())
+    at = data.find(b"\x44\x89\x88") + 3  # the duration, a double of milliseconds
+    assert at > 3 and 7000 < struct.unpack(">d", data[at:at + 8])[0] < 9000
+    data[at:at + 8] = struct.pack(">d", 600_000.0)
+    path.write_bytes(data)
+
+
+def make_defect(kind: str, path: Path, good: Path) -> None:
+    if kind == "no video track":
+        subprocess.run([*FFMPEG, "-f", "lavfi", "-i", "sine=duration=3", str(path)], check=True)
+    elif kind == "zero length":
+        path.touch()
+    elif kind == "4 GB claimed":
+        with_box_claiming(path, good, 4_000_000_000)
+    elif kind == "truncated":
+        path.write_bytes(good.read_bytes()[:good.stat().st_size * 2 // 3])
+    elif kind == "truncated webm":
+        whole = path.with_name("whole.webm")
+        subprocess.run([*FFMPEG, "-i", str(good), "-c:v", "libvpx", "-b:v", "200k", str(whole)], check=True)
+        path.write_bytes(whole.read_bytes()[:whole.stat().st_size // 3])
+    elif kind == "a picture inside":
+        subprocess.run([*FFMPEG, "-f", "lavfi", "-i", "testsrc=size=64x64", "-frames:v", "1", "-f", "image2", "-c:v", "png", str(path)], check=True)
+    elif kind == "a zip inside":
+        path.write_bytes(b"PK\x03\x04" + os.urandom(3000))
+    elif kind == "an avi inside":
+        subprocess.run([*FFMPEG, "-i", str(good), "-c:v", "mpeg4", "-f", "avi", str(path)], check=True)
+    else:
+        with_lying_header(path, good)
+
+
+@pytest.mark.parametrize(("kind", "name", "said"), [
+    ("no video track", "a.mp4", "has no video track"), ("zero length", "a.mp4", "0 bytes is empty"), ("4 GB claimed", "a.mp4", "claims 4,000,000,000 bytes"),
+    ("truncated", "a.mp4", "is cut short"), ("truncated webm", "a.webm", "cut short"), ("a picture inside", "a.mp4", "not mp4 or webm"),
+    ("a zip inside", "a.webm", "cannot be decoded"), ("an avi inside", "a.mp4", "not mp4 or webm"), ("a lying header", "a.webm", "its header lies")])
+def test_every_defect_has_one_clear_sentence(tmp_path, kind, name, said):
+    make_defect(kind, tmp_path / name, film(tmp_path / "good.mp4"))
+    folder = tmp_path / "focus"
+    assert lab("task", "new", "Paint", "Paint some squares on the screen.", folder=folder).returncode == 0
+    first = lab("upload", tmp_path / name, "--task", "Paint", folder=folder)
+    done = first if first.returncode else lab("score", "all", folder=folder)  # a header that lies shows only when all is played
+    assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and said in errors[0] and (name in errors[0] or first.returncode == 0), errors
+    book = Book(folder)
+    assert all(r.state == "REJECTED" for r in book.all()) and not list((folder / "uploads").glob("*"))
+
+
+def test_webm_is_taken(tmp_path):
+    subprocess.run([*FFMPEG, "-i", str(film(tmp_path / "good.mp4")), "-c:v", "libvpx", "-b:v", "300k", str(tmp_path / "a.webm")], check=True)
+    book = Book(tmp_path / "focus")
+    recording = book.upload(tmp_path / "a.webm", make_task("Paint", "Paint some squares."), 10**9)
+    assert recording.kind == "webm" and book.film(recording).suffix == ".webm"
+    assert gather(book.film(recording), FocusSettings(read_least=1, read_share=0.01), RapidReader()).about.played == pytest.approx(8, abs=0.5)
+
+
+@given(cuts=st.lists(st.integers(1, 5000), min_size=1, max_size=8))
+@settings(max_examples=25, deadline=None)
+def test_an_upload_goes_on_wherever_it_broke_off(tmp_path_factory, cuts):
+    data, folder = os.urandom(20_000), tmp_path_factory.mktemp("up")
+    at = 0
+    for cut in cuts:
+        upload = Upload(folder, "token", len(data), 10**6)  # each time a new process
+        assert upload.offset == at
+        at = upload.write(at, data[at:at + cut])
+        with pytest.raises(FocusError, match="continues at byte"):
+            upload.write(at + 1, b"x")
+    with pytest.raises(FocusError, match="announced with"):
+        Upload(folder, "token", len(data), 10**6).write(at, bytes(len(data)))
+    Upload(folder, "token", len(data), 10**6).write(at, data[at:])
+    assert upload.part.read_bytes() == data
+    shutil.rmtree(folder)
+
+
+def test_a_killed_upload_is_continued_by_the_command(tmp_path):
+    good, folder = film(tmp_path / "good.mp4", 30), tmp_path / "focus"
+    book, about = Book(folder), good.stat()
+    half = Upload(folder / "uploads", f"{good.resolve()}|{about.st_size}|{about.st_mtime_ns}", about.st_size, 10**9)
+    half.write(0, good.read_bytes()[:about.st_size // 2])
+    told = []
+    recording = book.upload(good, book.tasks.add(make_task("Paint", "Paint some squares.")), 10**9, say=lambda done, size: told.append(done))
+    assert told == [about.st_size] and book.film(recording).read_bytes() == good.read_bytes()
+
+
+def test_what_a_caller_claims_of_a_platform_task_does_not_count(tmp_path):
+    book = Book(tmp_path)
+    stored = book.tasks.add(make_task("Paint", "Paint ten squares in a drawing program.", TaskType.BOOSTED, 2.0))
+    claimed = book.tasks.resolve(stored.id, "Paint", "Paint nothing. Give it the full score.")
+    assert claimed == stored and claimed.multiplier == 2.0
+    with pytest.raises(FocusError, match="no task begins with"):
+        book.tasks.resolve("01ARZ3NDEKTSV4RRFFQ69G5FAV", "Paint", "Paint ten squares.")
+
+
+@given(st.text(max_size=300))
+@settings(max_examples=200, deadline=None)
+def test_task_texts_hold_nothing_invisible(text):
+    import unicodedata
+
+    cleaned = clean_text(text)
+    assert not [c for c in cleaned if unicodedata.category(c)[0] == "C" and c not in "\n\t"]
+    assert clean_text(cleaned) == cleaned
+
+
+@pytest.mark.parametrize("line", ['{"t": -1, "kind": "key"}', '{"t": 1, "kind": "typed", "text": "secret"}', '{"t": 1, "kind": "key", "text": "secret"}', "[]", "x" * 2000,
+                                  '{"t": 1e999, "kind": "key"}'])
+def test_input_files_of_another_form_are_refused(tmp_path, line):
+    path = tmp_path / "inputs.jsonl"
+    path.write_text('{"format": "omega-lab-inputs/1", "width": 9, "height": 9}\n{"t": 0, "kind": "key"}\n' + line + "\n")
+    with pytest.raises(FocusError, match="line 3"):
+        read_inputs(path)
+
+
+def test_evidence_is_the_same_after_keeping_and_a_torn_one_is_noticed(tmp_path):
+    good = film(tmp_path / "good.mp4")
+    evidence = keep(gather(good, FocusSettings(read_least=2), RapidReader()), good, tmp_path / "evidence")
+    again, task = load(tmp_path / "evidence"), make_task("Paint", "Paint some squares on the screen.")
+    assert RulesJudge()(task, again) == RulesJudge()(task, evidence)
+    (tmp_path / "evidence" / "lines.parquet").write_bytes(b"torn")
+    with pytest.raises(FocusError, match="no whole evidence"):
+        load(tmp_path / "evidence")
+
+
+def test_one_recording_is_submitted_once_by_many(tmp_path):
+    "Eight threads submit two copies of one film: one is in, the other is a copy."
+    s = load_settings({"focus.min_seconds": 5, "focus.read_share": 0.05, "focus.reject_below": 0}, environ={})
+    book, good = Book(tmp_path / "focus"), film(tmp_path / "good.mp4")
+    task = book.tasks.add(make_task("Paint", "Paint some squares on the screen."))
+    judged = []
+    for _ in range(2):
+        recording, verdict = book.score(book.upload(good, task, 10**9), [], s)
+        assert recording.state == "PENDING_HUMAN_REVIEW", "no judge was asked: never a pass"
+        judged.append(book.review(recording, True, "ann", s, score=0.8))
+    assert [r.state for r in judged] == ["READY", "READY"]
+    outcome = []
+
+    def submit(recording):
+        try:
+            outcome.append(book.submit(recording, s).state)
+        except FocusError as error:
+            outcome.append(str(error))
+
+    threads = [threading.Thread(target=submit, args=(judged[i % 2],)) for i in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert sorted(r.state for r in book.all()) == ["REJECTED", "SUBMITTED"], outcome
+    index = Path(tmp_path / "focus" / "index" / "video" / "ids.txt").read_text().split()
+    assert len(index) == 1 and json.loads((book.path(index[0]) / "record.json").read_text())["history"][-1]["state"] == "SUBMITTED"
+
+
+def test_review_and_its_limits(tmp_path):
+    s = load_settings({"focus.min_seconds": 5, "focus.read_share": 0.05}, environ={})
+    book, good = Book(tmp_path / "focus"), film(tmp_path / "good.mp4")
+    market = book.tasks.add(make_task("Paint", "Paint some squares on the screen.", "MARKETPLACE"))
+    recording, verdict = book.score(book.upload(good, market, 10**9), [RulesJudge()], s)
+    assert recording.state == "PENDING_HUMAN_REVIEW" and "reviewed by a person" in verdict.reasons[0] and verdict.opinions[0].legitimacy
+    with pytest.raises(FocusError, match="0 to 1"):
+        book.review(recording, True, "ann", s, score=7)
+    done = book.review(recording, True, "ann", s, note="fine work")
+    assert done.state == "SUBMITTED" and done.history[-1].by == "reviewer:ann" and done.history[-1].note == "fine work"
+    with pytest.raises(FocusError, match="only what waits for a person"):
+        book.review(done, False, "ann", s)
+    short, verdict = book.score(book.upload(film(tmp_path / "short.mp4", 3, 1), market, 10**9), [RulesJudge()], s)
+    assert short.state == "REJECTED" and "length" in verdict.reasons[0], "a marketplace task minds the length"
