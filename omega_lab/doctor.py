@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIBRARIES', 'Finding', 'check_libraries', 'check_settings', 'check_encoder_choice', 'check_chain', 'check_wallet',
-           'check_data', 'check_port', 'examine']
+           'check_data', 'check_focus', 'check_port', 'examine']
 
 # %% ../nbs/16b_doctor.ipynb #3ccb7968
 import importlib.metadata
@@ -33,7 +33,7 @@ class Finding:
     remedy: str = ""
 
 # %% ../nbs/16b_doctor.ipynb #f5c90f80
-LIBRARIES = ("bittensor", "torch", "duckdb", "polars", "faiss-cpu", "datasets", "papermill", "yt-dlp", "av", "fastapi")
+LIBRARIES = ("bittensor", "torch", "duckdb", "polars", "faiss-cpu", "datasets", "papermill", "yt-dlp", "av", "fastapi", "rapidocr")
 
 
 def check_libraries() -> Iterator[Finding]:
@@ -115,6 +115,26 @@ def check_data(s: Settings) -> Iterator[Finding]:
     free = shutil.disk_usage(Path(s.paths.data).resolve().anchor).free / 1e9
     yield Finding("disk", "ok" if free > 5 else "missing", f"{free:.0f} GB free", "" if free > 5 else "make room: 5 GB at least")
 
+# %% ../nbs/16b_doctor.ipynb #f0c05e91
+def check_focus(s: Settings) -> Iterator[Finding]:
+    "Who judges recordings, and whether a screen could be recorded."
+    from omega_lab.focus.model import parse_judge
+    from omega_lab.focus.record import grab_arguments
+    from omega_lab.focus.task import FocusError
+
+    for name in filter(None, map(str.strip, s.focus.judges.split(","))):
+        try:
+            place = parse_judge(name, s.language)
+            where = f"{place.model} at {place.url or 'the library’s default'}" if place else "the embedded heuristic"
+            yield Finding("focus judge", "ok" if place else "note", where, "" if place else "for real judging: [focus] judges = rules, endpoint:MODEL@URL")
+        except FocusError as error:
+            yield Finding("focus judge", "missing", str(error), "mend [focus] judges, or set the key")
+    try:
+        grab_arguments(s.recorder)
+        yield Finding("screen", "ok", "can be recorded by omega-lab focus record")
+    except FocusError as error:
+        yield Finding("screen", "note", str(error))
+
 # %% ../nbs/16b_doctor.ipynb #a600cc54
 class _Hello(BaseHTTPRequestHandler):
     def do_GET(self):
@@ -157,7 +177,7 @@ def check_port(ip: str, port: int) -> Finding:
 def examine(settings: Settings, port: int | None = None) -> list[Finding]:
     "Everything the doctor looks at, in order."
     findings = [*check_libraries(), *check_settings(), *check_encoder_choice(settings), *check_chain(settings),
-                *check_wallet(settings), *check_data(settings)]
+                *check_wallet(settings), *check_data(settings), *check_focus(settings)]
     if port is not None:
         findings.append(check_port(settings.miner.external_ip, port))
     return findings

@@ -35,7 +35,8 @@ class Screen:
         with os.fdopen(read) as file:
             self.display = f":{file.readline().strip()}"
         self.environ = os.environ | {"DISPLAY": self.display}
-        self.processes.append(subprocess.Popen(["xterm", "-fs", "12", "-geometry", "80x24+0+0", "-e", "bash", "--norc"], env=self.environ, stderr=subprocess.DEVNULL))
+        terminal = ["xterm", "-fs", "12", "-geometry", "80x24+0+0", "-e", "bash", "--norc"]
+        self.processes.append(subprocess.Popen(terminal, env=self.environ, stderr=subprocess.DEVNULL))
         self.hands("search", "--sync", "--onlyvisible", "--class", "xterm", "windowfocus")
         time.sleep(0.5)
 

@@ -180,7 +180,7 @@ def obedient_server() -> Iterator[str]:
 
 
 def settings_for() -> Settings:
-    return load_settings({"focus.min_seconds": 5, "focus.read_share": 1.5, "focus.images": 2, "focus.key_frames": 6}, environ={})
+    return load_settings({"focus.min_seconds": 5, "focus.read_share": 1.5, "focus.images": 1, "focus.key_frames": 6}, environ={})
 
 
 def task_for(canary: Canary) -> Task:

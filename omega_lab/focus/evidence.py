@@ -221,7 +221,7 @@ def gather(path: str | Path, settings: FocusSettings, reader: ScreenReader, *, n
                   seconds={"watch": round(watched, 2), "read": round(reading.seconds, 2), "listen": round(time.monotonic() - heard_at, 2)})
     order = sorted(observations, key=lambda o: (o.start, o.end))
     return Evidence(about, tuple(order), line_table(reading.pages), signal_table(track, moves, counts), video_vector(track),
-                    tuple(key_times(reading, track, settings.key_frames)))
+                    tuple(key_times(reading, texts, settings.key_frames)))
 
 
 def _listen(path: Path, transcriber: Transcriber | None) -> tuple[list[Spoken], str]:
@@ -244,9 +244,9 @@ def _per_sample(log: InputLog, n: int, every: float) -> np.ndarray:
     return counts
 
 
-def key_times(reading: Reading, track: Track, most: int) -> list[float]:
+def key_times(reading: Reading, texts: Sequence[NewText], most: int) -> list[float]:
     "Which frames are kept: of those read, the last, and those before which most new text came, at most `most`, in order."
-    amount = {text.time: sum(len(row.text) for row in text.rows) for text in new_text(reading.pages)}
+    amount = {text.time: sum(len(row.text) for row in text.rows) for text in texts}
     times = [page.time for page in reading.pages]
     best = sorted(times, key=lambda t: (t != times[-1], -amount.get(t, 0), t))[:most]
     return sorted(best)

@@ -1,0 +1,111 @@
+"""Real programs on virtual screens, recorded and judged: six short ones always, the whole calibration set in the long run."""
+
+import sys
+from pathlib import Path
+
+import nbformat
+import polars as pl
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import focus_calibrate  # noqa: E402
+import focus_set  # noqa: E402
+from focus_desk import missing  # noqa: E402
+from focus_packages import PACKAGES  # noqa: E402
+
+from omega_lab.focus.book import Book  # noqa: E402
+from omega_lab.focus.calibration import figures, rule_table, summary  # noqa: E402
+from omega_lab.focus.evidence import load  # noqa: E402
+from omega_lab.runner import PipelineError, run_pipeline  # noqa: E402
+from omega_lab.settings import Settings, load_settings  # noqa: E402
+
+screens = pytest.mark.skipif(bool(missing()), reason=f"virtual desks want {', '.join(missing())}: apt-get install --no-install-recommends {PACKAGES}")
+
+
+@pytest.fixture(scope="module")
+def short_ones(tmp_path_factory):
+    "Six short recordings, three side by side."
+    folder = tmp_path_factory.mktemp("set")
+    focus_set.make_set(folder, short=True, jobs=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def logbook(short_ones, tmp_path_factory):
+    "The pipeline over them."
+    out = tmp_path_factory.mktemp("out")
+    settings = {"focus.min_seconds": 15, "focus.read_share": 0.5}
+    said = []
+    run_pipeline("focus", {"state": str(out / "focus"), "recordings": str(short_ones), "settings": settings}, out / "focus.ipynb", said.append)
+    return Book(out / "focus"), out / "focus.ipynb", said, load_settings(settings, environ={})
+
+
+@screens
+def test_work_is_told_from_no_work(logbook):
+    book, _, _, _ = logbook
+    by_name = {r.name.split("-")[1] + r.name.split("-")[2]: (r, book.verdict(r)) for r in book.all()}
+    states = {name: (r.state, v.score) for name, (r, v) in by_name.items()}
+    assert len(states) == 6 and not [s for s, _ in states.values() if s == "PENDING_HUMAN_REVIEW"], states
+    for name, (state, score) in states.items():
+        assert (state == "READY" and score > 0.5) if name.startswith("done") else state == "REJECTED", (name, state, score)
+    failed = {name: {c.name for c in v.opinions[0].failed} for name, (_, v) in by_name.items()}
+    assert "idle" in failed["idleweekly"] and "passive" in failed["videolook"] and not failed["wrongpython"]
+
+
+@screens
+def test_every_nonce_was_seen_and_every_program_known(logbook):
+    book, _, _, _ = logbook
+    for recording in book.all():
+        evidence = load(book.path(recording) / "evidence")
+        assert evidence.of("nonce")[0].value == 1, recording.name
+        assert evidence.of("application") and evidence.about.inputs == "counts", recording.name
+        assert not evidence.of("order", "loop") or evidence.of("loop")[0].value < 0.4
+
+
+@screens
+def test_the_logbook_tells_it(logbook):
+    book, path, said, settings = logbook
+    notebook = nbformat.read(path, 4)
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 12, "a timeline and key frames for each"
+    text = "\n".join(said)
+    assert "6 of 6 verdicts made anew from what is kept, and equal" in text and "idle: something happens in" in text
+    for recording in book.all():
+        assert recording.task.text in text and recording.name in text
+
+
+@screens
+def test_a_second_run_judges_nothing_twice(logbook, short_ones, tmp_path):
+    book, _, _, _ = logbook
+    said = []
+    parameters = {"state": str(book.folder), "recordings": str(short_ones), "settings": {"focus.min_seconds": 15}}
+    run_pipeline("focus", parameters, tmp_path / "again.ipynb", said.append)
+    assert any("6 recordings, 0 to be judged" in line for line in said) and len(book.all()) == 6
+
+
+def test_a_folder_that_is_none_ends_in_one_sentence(tmp_path):
+    with pytest.raises(PipelineError, match="no folder of recordings") as caught:
+        run_pipeline("focus", {"state": str(tmp_path / "focus"), "recordings": str(tmp_path / "nowhere")}, tmp_path / "out.ipynb")
+    assert caught.value.lines == ()
+
+
+def test_the_figures_in_the_docs_are_those_of_the_table():
+    "What README says of the judge is what the kept table gives."
+    cases = pl.read_csv(ROOT / "data" / "focus_calibration.csv")
+    held = figures(cases, "held")
+    assert held["recordings"] >= 20 and held["auc"] >= 0.85 and set(cases["half"]) == {"build", "held"} and len(cases) >= 40
+    assert f"{held['auc']:.2f}" in (ROOT / "README.md").read_text()
+
+
+@screens
+@pytest.mark.full
+def test_the_whole_set(capsys):
+    "Records what is missing of the set, judges all, and prints the figures."
+    cases = focus_calibrate.judge_set(focus_set.make_set(ROOT / "data" / "focus_set"), Settings())
+    held = figures(cases, "held")
+    with capsys.disabled():
+        print(summary(held, "held"), rule_table(held), sep="\n")
+    assert len(cases) >= 40 and held["auc"] >= 0.85
