@@ -37,11 +37,11 @@ class Spoken:
 
 def speech_spans(path: str | Path, window: float = 10.0, least: float = 0.15) -> Iterator[Spoken]:
     "Stretches of ten seconds, joined, in which somebody speaks for at least `least` of the time. None without a sound track."
-    from omega_lab.embedding.bridge import speech_ratio
-
     sound = audio(path)
     if sound is None or not len(sound) or np.abs(sound).max() < 1e-4:
         return
+    from omega_lab.embedding.bridge import speech_ratio  # heavy, and most recordings are silent
+
     step, begun = int(window * RATE), None
     for at in range(0, len(sound), step):
         talks = speech_ratio(sound[at:at + step]) >= least
