@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ObservationKind', 'MOVING_AREA', 'Observation', 'About', 'Evidence', 'frame_name', 'spans', 'motion_observations',
-           'scene_observations', 'app_observations', 'text_observations', 'order_observations', 'nonce_observation',
-           'input_observations', 'signal_table', 'line_table', 'pages_of', 'gather', 'key_times', 'keep', 'load',
-           'plot_timeline', 'plot_frames']
+           'changed_boxes', 'scene_observations', 'app_observations', 'window_observations', 'text_observations',
+           'order_observations', 'nonce_observation', 'input_observations', 'signal_table', 'line_table', 'pages_of',
+           'gather', 'key_times', 'keep', 'load', 'plot_timeline', 'plot_frames']
 
 # %% ../../nbs/13h_focus_evidence.ipynb #fe3521fa
 import io
@@ -25,14 +25,14 @@ from .apps import app_of, find_orders
 from .files import write_bytes, write_json
 from .inputs import KINDS, InputLog, read_inputs
 from .reading import Line, NewText, Page, Reading, ScreenReader, new_text, picture_at, plain, read_recording, rows
-from .screen import ACTIVE, Loop, Track, activity, find_loop, moving, scene_starts, video_vector, watch
+from .screen import ACTIVE, COLUMNS, ROWS, Loop, Track, activity, find_loop, moving, scene_starts, video_vector, watch
 from .speech import Spoken, Transcriber, speech_spans
 from .task import FocusError
 from ..media import file_sha256
 from ..settings import FocusSettings
 
-# %% ../../nbs/13h_focus_evidence.ipynb #27b65bd1
-ObservationKind = Literal["scene", "application", "text", "moving", "idle", "loop", "input", "speech", "nonce", "order"]
+# %% ../../nbs/13h_focus_evidence.ipynb #2d4b03fd
+ObservationKind = Literal["scene", "application", "window", "text", "moving", "idle", "loop", "input", "speech", "nonce", "order"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ MOVING_AREA = 0.08  # part of the screen that must move by itself to be called a
 def motion_observations(track: Track, busy: np.ndarray, moves: np.ndarray, loop: Loop) -> list[Observation]:
     "Idle stretches, stretches where much moves by itself, and the loop if there is one."
     area = moves.mean((1, 2))
-    found = [Observation("idle", a, b, None, "nothing changes on the screen") for a, b in spans(~busy & (area < 0.01), track.every, 10)]
+    found: list[Observation] = [Observation("idle", a, b, None, "nothing changes on the screen") for a, b in spans(~busy & (area < 0.01), track.every, 10)]
     for a, b in spans(area >= MOVING_AREA, track.every, 5):
         part = float(area[int(a / track.every):int(b / track.every)].mean())
         found.append(Observation("moving", a, b, None, f"{part:.0%} of the screen moves by itself", part))
@@ -118,11 +118,31 @@ def motion_observations(track: Track, busy: np.ndarray, moves: np.ndarray, loop:
         found.append(Observation("loop", 0, track.played, None, f"{loop.part:.0%} of what happens comes back after {loop.period:g} s", loop.part))
     return found
 
-# %% ../../nbs/13h_focus_evidence.ipynb #65a9175c
+# %% ../../nbs/13h_focus_evidence.ipynb #4babeb77
+def changed_boxes(change: np.ndarray, moves: np.ndarray, least: float = 0.005) -> np.ndarray:
+    "float32[n, 4]: left, top, right, bottom (shares of the screen) around the cells that changed outside of what moves; NaN where none did."
+    cells = (change > least) & ~moves
+    found = np.full((len(change), 4), np.nan, np.float32)
+    for i in np.flatnonzero(cells.any((1, 2))):
+        rows_, columns = np.flatnonzero(cells[i].any(1)), np.flatnonzero(cells[i].any(0))
+        found[i] = columns[0] / COLUMNS, rows_[0] / ROWS, (columns[-1] + 1) / COLUMNS, (rows_[-1] + 1) / ROWS
+    return found
+
+
 def scene_observations(track: Track, moves: np.ndarray) -> list[Observation]:
-    "Scenes, each until the next begins."
-    starts = [float(i * track.every) for i in scene_starts(track.change, moves)]
-    return [Observation("scene", a, b, a, f"scene {n}") for n, (a, b) in enumerate(zip(starts, [*starts[1:], track.played]), start=1)]
+    "Scenes, each until the next begins, and where they changed."
+    starts = scene_starts(track.change, moves)
+    boxes = changed_boxes(track.change, moves)
+    found = []
+    for n, (a, b) in enumerate(zip(starts, [*starts[1:], len(track)]), start=1):
+        within = boxes[a + 1:b][~np.isnan(boxes[a + 1:b, 0])]  # the jump itself is all of the screen
+        place = ""
+        if len(within):
+            (left, top), (right, bottom) = within[:, :2].min(0), within[:, 2:].max(0)
+            place = f", changes at {left:.0%}–{right:.0%} of the width, {top:.0%}–{bottom:.0%} of the height"
+        start, end = float(a * track.every), min(track.played, float(b * track.every))
+        found.append(Observation("scene", start, max(start, end), start, f"scene {n}{place}"))
+    return found
 
 # %% ../../nbs/13h_focus_evidence.ipynb #a49839c5
 def app_observations(pages: Sequence[Page]) -> list[Observation]:
@@ -134,7 +154,19 @@ def app_observations(pages: Sequence[Page]) -> list[Observation]:
             first[name] = start, page.time, frame, kind, count + 1
     return [Observation("application", start, end, frame, f"{name} ({kind})", float(count)) for name, (start, end, frame, kind, count) in first.items()]
 
-# %% ../../nbs/13h_focus_evidence.ipynb #87d8598d
+# %% ../../nbs/13h_focus_evidence.ipynb #236ce317
+def window_observations(pages: Sequence[Page]) -> list[Observation]:
+    "Titles of windows, each from when to when it was seen."
+    found: dict[str, Observation] = {}
+    for page in pages:
+        for row in rows(page.lines):
+            if (app := app_of(row.text)) and app.title and app.name.casefold() != row.text.casefold():
+                old = found.get(key := plain(row.text))
+                first = old or Observation("window", page.time, page.time, page.time, row.text)
+                found[key] = Observation("window", first.start, page.time, first.frame, first.text, first.value + 1)
+    return list(found.values())
+
+
 def text_observations(texts: Sequence[NewText]) -> list[Observation]:
     "One observation for each row that appeared."
     return [Observation("text", text.before, text.time, text.time, row.text, float(row.score)) for text in texts for row in text.rows]
@@ -175,10 +207,12 @@ def input_observations(log: InputLog, counts: np.ndarray, every: float) -> list[
 
 
 def signal_table(track: Track, moves: np.ndarray, counts: np.ndarray) -> pl.DataFrame:
-    "Sample by sample: t (s), change, active, moving (parts of the screen), and the input events."
+    "Sample by sample: t (s), change, active, moving (parts of the screen), the input events, and the box that changed (null: none)."
     shares = {"t": track.times, "change": track.change.mean((1, 2)), "active": activity(track.change, moves), "moving": moves.mean((1, 2))}
     events = {kind: counts[:, k] for k, kind in enumerate(KINDS)}
-    return pl.DataFrame(shares | events).cast({"change": pl.Float32, "active": pl.Float32, "moving": pl.Float32})
+    boxes = changed_boxes(track.change, moves)
+    places = {name: boxes[:, k] for k, name in enumerate(("left", "top", "right", "bottom"))}
+    return pl.DataFrame(shares | events | places).cast({"change": pl.Float32, "active": pl.Float32, "moving": pl.Float32}).fill_nan(None)
 
 
 def line_table(pages: Sequence[Page]) -> pl.DataFrame:
@@ -211,7 +245,7 @@ def gather(path: str | Path, settings: FocusSettings, reader: ScreenReader, *, n
     spoken, note = _listen(path, transcriber)
     counts = _per_sample(log, len(track), track.every)
     nonce_seen = nonce_observation(reading.pages, nonce)
-    observations = [*scene_observations(track, moves), *app_observations(reading.pages), *text_observations(texts),
+    observations = [*scene_observations(track, moves), *app_observations(reading.pages), *window_observations(reading.pages), *text_observations(texts),
                     *motion_observations(track, busy, moves, find_loop(track, busy)), *input_observations(log, counts, track.every),
                     *(Observation("speech", s.start, s.end, None, s.text, s.end - s.start) for s in spoken),
                     *([nonce_seen] if nonce_seen else []), *order_observations(reading.pages)]
@@ -293,7 +327,7 @@ def plot_timeline(evidence: Evidence, most_texts: int = 24):
     "A figure of the whole recording: signals above, observations as bars below, new rows of text as ticks."
     import matplotlib.pyplot as plt
 
-    bars = [o for o in evidence.observations if o.kind not in ("text", "scene", "input")]
+    bars = [o for o in evidence.observations if o.kind not in ("text", "scene", "input", "window")]
     lanes = list(dict.fromkeys(_lane(o) for o in sorted(bars, key=lambda o: (o.kind != "application", o.kind))))
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(10, 2.6 + 0.24 * (len(lanes) + 2)), sharex=True, layout="constrained",
                                          height_ratios=[1.2, 0.5 + 0.24 * (len(lanes) + 2)])

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .book import Book, Recording
 from .inputs import read_inputs
-from .task import FocusError, Task, make_task
+from .task import FocusError, Task, TaskList, TaskType, make_task
 from .verdict import Verdict, band
 from ..media import MediaError, file_sha256
 from ..settings import Settings
@@ -22,14 +22,14 @@ from ..settings import Settings
 # %% ../../nbs/13p_focus_inbox.ipynb #a05bb04d
 class _TaskFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
-    title: str
-    text: str
+    id: str = ""
+    title: str = ""
+    text: str = ""
     type: str = "USER"
-    multiplier: float = 1.0
     nonce: str = ""
 
 
-def read_task(film: Path) -> tuple[Task, str]:
+def read_task(film: Path, tasks: TaskList) -> tuple[Task, str]:
     "The task of a film and its nonce (empty: none). Raises `FocusError` naming the file that is missing or wrong."
     places = (film.with_name(f"{film.stem}.task.json"), film.with_name("task.json"))
     path = next((place for place in places if place.is_file()), None)
@@ -40,7 +40,11 @@ def read_task(film: Path) -> tuple[Task, str]:
     except ValidationError as error:
         first = error.errors()[0]
         raise FocusError(f"{path.name}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from error
-    return make_task(told.title, told.text, told.type, told.multiplier), told.nonce
+    if told.id:
+        return tasks.resolve(told.id, told.title, told.text), told.nonce
+    if told.type != TaskType.USER:
+        raise FocusError(f"{path.name}: a {told.type[:20]} task is one of the book's and is named by its id (omega-lab focus task list)")
+    return make_task(told.title, told.text), told.nonce
 
 # %% ../../nbs/13p_focus_inbox.ipynb #e410f0ba
 def take_in(book: Book, folder: str | Path, settings: Settings) -> tuple[list[Recording], list[str]]:
@@ -54,7 +58,7 @@ def take_in(book: Book, folder: str | Path, settings: Settings) -> tuple[list[Re
     taken, problems = [], []
     for film in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".mp4", ".webm") and not path.name.startswith(".")):
         try:
-            task, nonce = read_task(film)
+            task, nonce = read_task(film, book.tasks)
             found = known.get((file_sha256(film), task.title, task.text)) or _take(book, film, task, nonce, settings)
             taken.append(found)
         except (FocusError, MediaError) as error:
@@ -65,7 +69,7 @@ def take_in(book: Book, folder: str | Path, settings: Settings) -> tuple[list[Re
 def _take(book: Book, film: Path, task: Task, nonce: str, settings: Settings) -> Recording:
     inputs = film.with_name(f"{film.stem}.inputs.jsonl")
     read_inputs(inputs)  # one that cannot be read is said before anything is kept
-    recording = book.upload(film, book.tasks.add(task), settings.focus.max_bytes, nonce)
+    recording = book.upload(film, task, settings.focus.max_bytes, nonce)
     if inputs.is_file():
         shutil.copyfile(inputs, book.path(recording) / "inputs.jsonl")
     return recording
