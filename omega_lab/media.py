@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILMS', 'MediaError', 'open_media', 'write_film', 'MediaInfo', 'probe', 'frames', 'audio', 'scene_changes', 'cut',
-           'check_film', 'decoded', 'file_sha256']
+           'check_film', 'decoded', 'claimed_length', 'file_sha256']
 
 # %% ../nbs/02a_media.ipynb #9eed7f27
 import hashlib
@@ -359,6 +359,14 @@ def decoded(path: str | os.PathLike) -> Iterator[tuple[float, av.VideoFrame]]:
             raise MediaError(path, "has no video track")
         stream.thread_type = "AUTO"
         yield from _decode_from(container, stream, 0)
+
+
+def claimed_length(path: str | os.PathLike) -> float:
+    "What the header says of a film's length, seconds; 0 when it says nothing. Only `decoded` tells what is there."
+    with open_media(path) as container:
+        stream = _real_video(container)
+        own = float((stream.duration or 0) * stream.time_base) if stream is not None and stream.time_base else 0.0
+        return own or (container.duration or 0) / 1e6
 
 # %% ../nbs/02a_media.ipynb #895a549c
 def file_sha256(path: str | os.PathLike) -> str:

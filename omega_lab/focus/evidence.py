@@ -240,7 +240,8 @@ def gather(path: str | Path, settings: FocusSettings, reader: ScreenReader, *, n
     watched = time.monotonic() - clock
     moves = moving(track.change)
     busy = activity(track.change, moves) > ACTIVE
-    reading = read_recording(path, track, reader, max(settings.read_least, settings.read_share * track.played))
+    judged = settings.min_seconds <= track.played <= settings.max_seconds  # of what is refused for its length only the least is read
+    reading = read_recording(path, track, reader, max(settings.read_least, settings.read_share * track.played if judged else 0.0))
     texts, note, heard_at = new_text(reading.pages), "", time.monotonic()
     spoken, note = _listen(path, transcriber)
     counts = _per_sample(log, len(track), track.every)

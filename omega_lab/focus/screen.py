@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from av.video.reformatter import Interpolation
 
-from ..media import MediaError, check_film, decoded
+from ..media import MediaError, check_film, claimed_length, decoded
 from ..novelty import unit
 
 # %% ../../nbs/13d_focus_screen.ipynb #69c9c5a7
@@ -85,10 +85,7 @@ def _sample(frame, before: np.ndarray | None, change: list, thumbs: list) -> np.
 
 def _check_length(path: Path, end: float) -> None:
     "A header that promises much more than there is belongs to a film cut short, or to a liar."
-    import av
-
-    with av.open(str(path)) as film:
-        claimed = float(film.streams.video[0].duration or 0) * float(film.streams.video[0].time_base or 0) or (film.duration or 0) / 1e6
+    claimed = claimed_length(path)
     if claimed > end * 1.1 + 5:
         raise MediaError(path, f"is cut short, or its header lies: {claimed:.0f} s are claimed, {end:.0f} s can be played")
 
