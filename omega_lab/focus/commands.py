@@ -310,7 +310,8 @@ def _draw(book: "Book", recording: "Recording", picture: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    from omega_lab.focus.evidence import load, plot_timeline
+    from omega_lab.focus.evidence import load
+    from omega_lab.focus.timeline import plot_timeline
 
     figure = plot_timeline(load(book.path(recording) / "evidence"))
     try:

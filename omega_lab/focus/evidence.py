@@ -6,7 +6,7 @@
 __all__ = ['ObservationKind', 'MOVING_AREA', 'Observation', 'About', 'Evidence', 'frame_name', 'spans', 'motion_observations',
            'changed_boxes', 'scene_observations', 'app_observations', 'window_observations', 'text_observations',
            'order_observations', 'nonce_observation', 'input_observations', 'signal_table', 'line_table', 'pages_of',
-           'gather', 'key_times', 'keep', 'load', 'plot_timeline', 'plot_frames']
+           'gather', 'key_times', 'keep', 'load']
 
 # %% ../../nbs/13h_focus_evidence.ipynb #fe3521fa
 import io
@@ -318,59 +318,3 @@ def load(folder: str | Path) -> Evidence:
     frames = tuple(sorted(float(path.stem) for path in (folder / "frames").glob("*.jpg")))
     return Evidence(about, tuple(Observation(**row) for row in tables["observations"].iter_rows(named=True)), tables["lines"], tables["signals"],
                     tables["video"]["value"].to_numpy(), frames, folder)
-
-# %% ../../nbs/13h_focus_evidence.ipynb #3fa5b334
-_COLOURS = {"application": "#4477aa", "scene": "#bbbbbb", "idle": "#ccbb44", "moving": "#ee6677", "loop": "#aa3377", "speech": "#228833", "input": "#66ccee",
-            "nonce": "#228833", "order": "#ee6677"}
-
-
-def plot_timeline(evidence: Evidence, most_texts: int = 24):
-    "A figure of the whole recording: signals above, observations as bars below, new rows of text as ticks."
-    import matplotlib.pyplot as plt
-
-    bars = [o for o in evidence.observations if o.kind not in ("text", "scene", "input", "window")]
-    lanes = list(dict.fromkeys(_lane(o) for o in sorted(bars, key=lambda o: (o.kind != "application", o.kind))))
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(10, 2.6 + 0.24 * (len(lanes) + 2)), sharex=True, layout="constrained",
-                                         height_ratios=[1.2, 0.5 + 0.24 * (len(lanes) + 2)])
-    _plot_signals(top, evidence)
-    texts = evidence.of("text")
-    bottom.eventplot([[o.end for o in texts]] if texts else [[]], lineoffsets=[len(lanes)], linelengths=0.7, colors="black", linewidths=0.8)
-    for o in bars:
-        bottom.barh(lanes.index(_lane(o)), max(o.end - o.start, evidence.about.played / 150), left=o.start, height=0.7, color=_COLOURS[o.kind])
-    bottom.set_yticks(range(len(lanes) + 1), [*lanes, "new text"], fontsize=8)
-    bottom.set(xlabel="seconds", xlim=(0, evidence.about.played), ylim=(len(lanes) + 0.6, -0.6))
-    return figure
-
-
-def _lane(o: Observation) -> str:
-    return o.text[:28] if o.kind == "application" else {"order": "speaks to the judge", "moving": "moves by itself"}.get(o.kind, o.kind)
-
-
-def _plot_signals(ax, evidence: Evidence) -> None:
-    s = evidence.signals
-    ax.fill_between(s["t"], s["moving"] * 100, step="post", color=_COLOURS["moving"], alpha=0.35, label="moves by itself")
-    ax.step(s["t"], s["active"] * 100, where="post", color="#4477aa", linewidth=1, label="activity")
-    ax.set_yscale("symlog", linthresh=0.02)
-    ax.set(ylabel="% of the screen", ylim=(0, 100))
-    if evidence.about.inputs:
-        keys = ax.twinx()
-        keys.bar(s["t"], s["key"] + s["click"] + s["scroll"], color="#66ccee", alpha=0.6, width=evidence.about.every, align="edge")
-        keys.set_ylabel("inputs", fontsize=8)
-    ax.legend(fontsize=7, loc="upper right", framealpha=0.8)
-
-# %% ../../nbs/13h_focus_evidence.ipynb #ba248cfe
-def plot_frames(evidence: Evidence, most: int = 8):
-    "A figure of the key frames, in order, each with its second."
-    import matplotlib.pyplot as plt
-
-    times = evidence.frames if len(evidence.frames) <= most else [evidence.frames[round(i * (len(evidence.frames) - 1) / (most - 1))] for i in range(most)]
-    columns = min(4, max(1, len(times)))
-    height = -(-len(times) // columns)
-    figure, axes = plt.subplots(height, columns, figsize=(10, 10 / columns * height * evidence.about.height / evidence.about.width + 0.2 * height),
-                                squeeze=False, layout="constrained")
-    for ax in axes.flat:
-        ax.axis("off")
-    for ax, seconds in zip(axes.flat, times):
-        ax.imshow(Image.fromarray(evidence.picture(seconds)).resize((480, max(1, 480 * evidence.about.height // evidence.about.width))))
-        ax.set_title(f"{seconds:g} s", fontsize=8)
-    return figure
