@@ -218,3 +218,17 @@ def test_review_and_its_limits(tmp_path):
         book.review(done, False, "ann", s)
     short, verdict = book.score(book.upload(film(tmp_path / "short.mp4", 3, 1), market, 10**9), [RulesJudge()], s)
     assert short.state == "REJECTED" and "length" in verdict.reasons[0], "a marketplace task minds the length"
+
+
+def test_a_nonce_serves_once(tmp_path):
+    folder, good = tmp_path / "focus", film(tmp_path / "good.mp4")
+    lab("task", "new", "Paint", "Paint some squares on the screen.", folder=folder)
+    word = lab("nonce", folder=folder).stdout.split("--nonce ")[1].strip()
+    assert "no such word" in lab("upload", good, "--task", "Paint", "--nonce", "ABCD EFGH", folder=folder).stderr
+    assert "no such file" in lab("upload", tmp_path / "none.mp4", "--task", "Paint", "--nonce", word, folder=folder).stderr.lower()
+    assert lab("upload", good, "--task", "Paint", "--nonce", f"{word[:4]} {word[4:].lower()}", folder=folder).exit_code == 0, "not spent by the failed try"
+    assert "used already" in lab("upload", good, "--task", "Paint", "--nonce", word, folder=folder).stderr
+    recording = Book(folder).all()[0]
+    assert recording.nonce == word
+    assert lab("delete", recording.id, folder=folder).exit_code == 1 and lab("delete", recording.id, "--yes", folder=folder).exit_code == 0
+    assert not list((folder / "media").iterdir()) and not Book(folder).all()

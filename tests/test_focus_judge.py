@@ -36,12 +36,14 @@ TASK = make_task("Shopping list", "Milk, bread, apples and a total are written d
 
 
 @contextmanager
-def serving(answer):
+def serving(answer, keys=None):
     "A chat endpoint whose `answer(body)` gives a dict to be said, a str to be said as it is, or a Response."
     app = FastAPI()
 
     @app.post("/v1/chat/completions")
     async def complete(request: Request):
+        if keys is not None:
+            keys.append(request.headers["authorization"])
         said = answer(await request.json())
         if not isinstance(said, dict | str):
             return said
@@ -244,7 +246,20 @@ def test_judges_by_setting(tmp_path, monkeypatch):
         make_judges(settings(focus__judges="rules,endpoint:gpt-4o"))
     monkeypatch.setenv("DEEPSEEK_KEY", "sk-1")
     made = make_judges(settings(focus__judges="endpoint:deepseek-chat@https://api.example.org/v1#DEEPSEEK_KEY,rules"), tmp_path)
-    assert [one.name for one in made] == ["rules", "endpoint:deepseek-chat"] and made[1].client.place.variable == "DEEPSEEK_KEY"
+    assert [one.name for one in made] == ["rules", "endpoint:deepseek-chat"] and made[1].client.place.key == "sk-1"
+
+
+def test_a_key_goes_to_its_own_address_alone(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    seen = []
+
+    def answer(body):
+        seen.append(body)
+        return model(body)
+
+    with serving(answer, seen) as url:
+        judge(url)(TASK, evidence())
+    assert seen[0] == "Bearer none", "an address of its own without a variable gets no key"
 
 
 def test_a_failing_index_is_no_pass(tmp_path):

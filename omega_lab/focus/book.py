@@ -210,6 +210,16 @@ class Book:
         kind = upload.finish(file.name)
         return self._take(self.begin(task, nonce), upload.part, file.name, kind, "handed in")
 
+    def delete(self, recording: Recording) -> None:
+        "Remove a recording with everything made of it; a film that another recording shares stays. Raises `FocusError` once it is submitted."
+        if recording.state == "SUBMITTED":
+            raise FocusError(f"{recording.id} is submitted: others rely on it, and it stays")
+        with self._alone():
+            shared = any(r.sha256 == recording.sha256 for r in self.all() if r.id != recording.id)
+            shutil.rmtree(self.path(recording))
+            if recording.sha256 and not shared:
+                (self.folder / "media" / f"{recording.sha256}.{recording.kind}").unlink(missing_ok=True)
+
     # --- judging
 
     def evidence(self, recording: Recording, settings: Settings, reader: ScreenReader | None = None, anew: bool = False) -> Evidence:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['focus', 'tasks', 'Set', 'Which', 'CONSENT', 'opened', 'task_new', 'task_list', 'agreed', 'record', 'finish', 'upload',
-           'nonce', 'list_', 'score', 'verdict_lines', 'show', 'submit', 'review']
+           'nonce', 'list_', 'score', 'verdict_lines', 'show', 'submit', 'delete', 'review']
 
 # %% ../../nbs/16i_focus_commands.ipynb #d8080d03
 import select
@@ -177,7 +177,8 @@ def upload(file: Annotated[Path, typer.Argument(help="an mp4 or webm file")], ta
     with opened(set_) as (settings, book):
         doing = book.tasks.get(task)
         word = nonce.replace(" ", "").upper()
-        if word and not _given_out(book, word):
+        given = book.folder / "nonces" / f"{word}.json"
+        if word and not (word.isalnum() and given.is_file()):
             fail(f"{nonce}: no such word was given out, or it was used already; get one with: omega-lab focus nonce")
         with tqdm(unit="B", unit_scale=True, desc=file.name, disable=not sys.stderr.isatty()) as bar:
             def told(done: int, size: int) -> None:
@@ -185,6 +186,8 @@ def upload(file: Annotated[Path, typer.Argument(help="an mp4 or webm file")], ta
                 bar.update(done - bar.n)
 
             taken = book.upload(file, doing, settings.focus.max_bytes, word, told)
+        if word:
+            given.unlink(missing_ok=True)  # each serves once
         typer.echo(f"{taken.id}: {taken.kind}, {taken.size / 1e6:.1f} MB\nnow: omega-lab focus score {taken.id}")
 
 
@@ -198,16 +201,6 @@ def nonce(set_: Set = []) -> None:  # noqa: B006
         word = make_nonce()
         write_json(book.folder / "nonces" / f"{word}.json", {"given_out": datetime.now().astimezone().isoformat(timespec="seconds")})
         typer.echo(f"{word[:4]} {word[4:]}\nshow it, large, in the first half minute; then: omega-lab focus upload FILE --task TASK --nonce {word}")
-
-
-def _given_out(book: "Book", word: str) -> bool:
-    "Take a word that was given out; each can be taken once."
-    path = book.folder / "nonces" / f"{word}.json"
-    try:
-        path.unlink()
-        return True
-    except FileNotFoundError:
-        return False
 
 # %% ../../nbs/16i_focus_commands.ipynb #d2339a18
 @focus.command("list")
@@ -330,6 +323,17 @@ def submit(which: Which, yes: Annotated[bool, typer.Option("--yes", help="do not
         if recording.state == "READY" and not yes and not (sys.stdin.isatty() and typer.confirm(question)):
             fail("not submitted; answer yes, or say --yes")
         typer.echo(f"{book.submit(recording, settings).id} is submitted")
+
+
+@focus.command()
+def delete(which: Which, yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False, set_: Set = []) -> None:  # noqa: B006
+    "Remove a recording that is not submitted, with its film and everything made of it. There is no way back."
+    with opened(set_) as (_, book):
+        recording = book.get(which)
+        if not yes and not (sys.stdin.isatty() and typer.confirm(f"Remove {recording.id} ({recording.task.title}) for good?")):
+            fail("not removed; answer yes, or say --yes")
+        book.delete(recording)
+        typer.echo(f"{recording.id} is removed")
 
 
 @focus.command()

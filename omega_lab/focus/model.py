@@ -213,10 +213,15 @@ class Purse:
 # %% ../../nbs/13k_focus_model.ipynb #35f5e007
 @dataclass(frozen=True)
 class Place:
-    "A model and where it is: base address (empty: the library's default) and the environment variable of its key."
+    "A model and where it is: base address (empty: the library's default) and the environment variable of its key (empty: it wants none)."
     model: str
     url: str = ""
     variable: str = "OPENAI_API_KEY"
+
+    @property
+    def key(self) -> str:
+        "The key from the environment; `none` for an endpoint that wants none."
+        return os.environ.get(self.variable, "") or "none"
 
 
 def parse_judge(text: str, language: LanguageSettings) -> Place | None:
@@ -226,8 +231,8 @@ def parse_judge(text: str, language: LanguageSettings) -> Place | None:
     match = re.fullmatch(r"endpoint:([^@#\s]+)(?:@(https?://[^#\s]+))?(?:#([A-Za-z_]\w*))?", text)
     if not match:
         raise FocusError(f"[focus] judges: {text!r} is no judge: write rules, endpoint:MODEL, endpoint:MODEL@URL or endpoint:MODEL@URL#VARIABLE")
-    place = Place(match[1], match[2] or language.base_url, match[3] or "OPENAI_API_KEY")
-    if not os.environ.get(place.variable) and (not place.url or match[3]):
+    place = Place(match[1], match[2] or language.base_url, match[3] or ("" if match[2] else "OPENAI_API_KEY"))  # no address gets another one's key
+    if place.key == "none" and (not place.url or match[3]):
         raise FocusError(f"[focus] judges: {text}: the environment variable {place.variable} holds no key for it")
     return place
 
@@ -341,9 +346,8 @@ class ModelClient:
 
     def _post(self, messages: list[dict], more: dict) -> _Completion:
         openai = importlib.import_module("openai")
-        key = os.environ.get(self.place.variable) or "none"
         try:
-            with openai.OpenAI(api_key=key, base_url=self.place.url or None, timeout=self.judge.timeout, max_retries=0) as client:
+            with openai.OpenAI(api_key=self.place.key, base_url=self.place.url or None, timeout=self.judge.timeout, max_retries=0) as client:
                 answer = client.chat.completions.with_raw_response.create(model=self.place.model, messages=messages, max_tokens=self.s.answer_tokens,
                                                                           temperature=0, seed=0, **more)
             return _Completion.model_validate_json(answer.http_response.text)
