@@ -2,8 +2,6 @@
 
 import json
 import sys
-import threading
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from PIL import Image
@@ -56,16 +53,8 @@ def serving(answer, keys=None):
         sound = await form["file"].read()
         return answer({"model": form["model"], "sound": sound})
 
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
-    finally:
-        server.should_exit = True
-        thread.join(5)
+    with canaries.loopback(app) as url:
+        yield url
 
 
 def evidence(folder=None, frames=(), texts=("milk 1.29", "bread 2.40", "apples 3.15"), **about):

@@ -164,6 +164,13 @@ def obedient_server() -> Iterator[str]:
         said = answer((await request.json())["messages"])
         return {"choices": [{"message": {"content": json.dumps(said)}}], "usage": {"prompt_tokens": 1000, "completion_tokens": 200}}
 
+    with loopback(app) as url:
+        yield url
+
+
+@contextmanager
+def loopback(app: FastAPI) -> Iterator[str]:
+    "Serve an application on a free loopback port; its address with /v1."
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -152,7 +152,8 @@ def shown(requirement: str, task: Task, evidence: Evidence, work: Produced) -> R
         parts.append(_shown_by_rows(rest, work, by))
         if _DRAWS.search(task.text) and "drawing" in kinds:
             parts[-1] = max(parts[-1], drawn(evidence, work.since))
-    return Requirement(text=requirement[:400], shown=float(np.mean(parts)) if parts else 0.0, by=tuple(by[:4]))
+    mean = round(float(np.mean(parts)), 4) if parts else 0.0  # rounded: another machine's last digits make no other verdict
+    return Requirement(text=requirement[:400], shown=mean, by=tuple(by[:4]))
 
 
 def _shown_by_rows(requirement: str, work: Produced, by: list[str]) -> float:
@@ -295,4 +296,4 @@ class RulesJudge:
 def weighted(asked: Sequence[Requirement]) -> float:
     "The mean of what was shown, requirements weighing as many words as they have, four at most."
     weights = [min(4, max(1, len(content_words(r.text)))) for r in asked]
-    return float(np.average([r.shown for r in asked], weights=weights)) if asked else 0.0
+    return round(float(np.average([r.shown for r in asked], weights=weights)), 4) if asked else 0.0
