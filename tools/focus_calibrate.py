@@ -21,6 +21,7 @@ from omega_lab.focus.judge import judge_recording
 from omega_lab.focus.reading import RapidReader
 from omega_lab.focus.rules import RulesJudge
 from omega_lab.focus.task import FocusError, make_task
+from omega_lab.focus.unique import Indexes
 from omega_lab.settings import Settings
 
 
@@ -50,7 +51,7 @@ def judge_set(films: list[Path], settings: Settings) -> pl.DataFrame:
     found = []
     for number, film in enumerate(films, start=1):
         evidence, about = evidence_of(film, settings), json.loads(film.with_suffix(".task.json").read_text())
-        verdict = judge_recording(film.stem, make_task(about["title"], about["text"]), evidence, [RulesJudge()], None, settings)
+        verdict = judge_recording(film.stem, make_task(about["title"], about["text"]), evidence, [RulesJudge()], Indexes(None), settings)
         found.append(case_row(film.stem, evidence, verdict))
         print(f"{number} of {len(films)}: {film.stem} {found[-1]['score']:.2f}", file=sys.stderr, flush=True)
     return pl.DataFrame(found)
