@@ -19,7 +19,7 @@ def plot_timeline(evidence: Evidence, most_texts: int = 24):
     "A figure of the whole recording: signals above, observations as bars below, new rows of text as ticks."
     import matplotlib.pyplot as plt
 
-    bars = [o for o in evidence.observations if o.kind not in ("text", "scene", "input", "window")]
+    bars = [o for o in evidence.observations if o.kind not in ("text", "scene", "input", "window") and not (o.kind == "loop" and o.value < 0.2)]
     lanes = list(dict.fromkeys(_lane(o) for o in sorted(bars, key=lambda o: (o.kind != "application", o.kind))))
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(10, 2.6 + 0.24 * (len(lanes) + 2)), sharex=True, layout="constrained",
                                          height_ratios=[1.2, 0.5 + 0.24 * (len(lanes) + 2)])
