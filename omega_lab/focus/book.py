@@ -179,6 +179,8 @@ class Book:
 
     def finish(self, recording: Recording) -> Recording:
         "Join the partial clips of a recording and take the film in; after a kill it works as well. Raises `FocusError`."
+        if recording.sha256:
+            raise FocusError(f"{recording.id} is complete already, and {recording.state}")
         parts = sorted((self.path(recording) / "parts").glob("part-*.mp4"))
         joined = join_parts(parts, self.path(recording) / "joined.mp4")
         note = f"{len(parts) - len(joined.skipped)} clips joined" + (f", {len(joined.skipped)} empty ones left out" if joined.skipped else "")
@@ -248,8 +250,16 @@ class Book:
             raise
         with self._alone():
             verdict = judge_recording(recording.id, recording.task, evidence, judges, self._indexes(), settings)
+            self._keep_earlier(recording)
             write_json(self.path(recording) / "verdict.json", verdict)
             return self._move(recording, verdict.state, "judge", verdict.reasons[0][:300]), verdict
+
+    def _keep_earlier(self, recording: Recording) -> None:
+        "What was said before stays, as verdict-1.json and so on."
+        path = self.path(recording) / "verdict.json"
+        if path.exists():
+            number = len(list(self.path(recording).glob("verdict-*.json"))) + 1
+            shutil.copyfile(path, path.with_name(f"verdict-{number}.json"))
 
     def _indexes(self) -> "Indexes | None":
         from omega_lab.focus.unique import Indexes

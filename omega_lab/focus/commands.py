@@ -70,15 +70,23 @@ def task_new(
 @tasks.command("list")
 def task_list(set_: Set = []) -> None:  # noqa: B006
     "The tasks there are."
-    from rich.table import Table
-
     with opened(set_) as (_, book):
-        table = Table("id", "type", "title", "text", box=None, pad_edge=False)
+        table = _table("id", "type", "title", "text")
         found = book.tasks.all()
         for task in found:
             bonus = f" ×{task.multiplier:g}" if task.multiplier != 1 else ""
             _row(table, task.id, f"{task.type}{bonus}", task.title, task.text)
         _print(table) if found else typer.echo("no task yet: omega-lab focus task new TITLE TEXT")
+
+
+def _table(*columns: str) -> Any:
+    "A table whose first two columns are never cut: they are what one types."
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(name, no_wrap=number < 2, min_width=(26, 4)[number] if number < 2 else None, overflow="fold")
+    return table
 
 
 def _row(table: Any, *cells: str) -> None:
@@ -108,7 +116,7 @@ def agreed(wanted: str, consent: bool) -> str:
 @focus.command()
 def record(
     task: Annotated[str, typer.Argument(help="beginning of a task's title or id")],
-    seconds: Annotated[float | None, typer.Option(help="stop after so many seconds; else on q, or Ctrl-C")] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="stop after so many seconds; else on q, or Ctrl-C")] = None,
     inputs: Annotated[str | None, typer.Option(help="input events: counts | full (asks for consent) | off")] = None,
     consent: Annotated[bool, typer.Option("--consent", help="agree to --inputs full without being asked")] = False,
     set_: Set = [],  # noqa: B006
@@ -132,7 +140,10 @@ def record(
                 _discard(book, recording)  # nothing was recorded: nothing is left
             raise
         done = book.finish(recording)
-        typer.echo(f"{done.id}: {done.size / 1e6:.1f} MB, {done.history[-1].note}\nnow: omega-lab focus score {done.id}")
+        typer.echo(f"{done.id}: {done.size / 1e6:.1f} MB, {done.history[-1].note}")
+        if recorder.seconds < settings.focus.min_seconds:
+            typer.echo(f"note: {recorder.seconds:.0f} s are less than the {settings.focus.min_seconds:g} s that a judge wants ([focus] min_seconds)")
+        typer.echo(f"now: omega-lab focus score {done.id}")
 
 
 def _discard(book: "Book", recording: "Recording") -> None:
@@ -206,10 +217,8 @@ def nonce(set_: Set = []) -> None:  # noqa: B006
 @focus.command("list")
 def list_(set_: Set = []) -> None:  # noqa: B006
     "The recordings there are."
-    from rich.table import Table
-
     with opened(set_) as (_, book):
-        table = Table("id", "state", "score", "task", "why", box=None, pad_edge=False)
+        table = _table("id", "state", "score", "task", "why")
         found = book.all()
         for recording in found:
             verdict = book.verdict(recording)
@@ -236,7 +245,8 @@ def score(
         if not chosen:
             typer.echo("nothing waits to be judged")
         for recording in chosen:
-            typer.echo(f"{recording.id} {recording.task.title}: looking at it, up to {settings.focus.read_share + 0.05:.0%} of its length", err=True)
+            if anew or not (book.path(recording) / "evidence" / "evidence.json").is_file():
+                typer.echo(f"{recording.id} {recording.task.title}: looking at it, for about {settings.focus.read_share:.0%} of its length", err=True)
             try:
                 judged, verdict = book.score(recording, judges, settings, anew=anew)
                 typer.echo("\n".join(verdict_lines(judged, verdict)))
@@ -267,12 +277,24 @@ def show(which: Which, picture: Annotated[Path | None, typer.Option(help="write 
     with opened(set_) as (_, book):
         recording = book.get(which)
         verdict = book.verdict(recording)
-        if as_json:
-            typer.echo(verdict.model_dump_json(indent=1) if verdict else "null")
-        else:
-            _show(recording, verdict)
         if picture:
             _draw(book, recording, picture)
+        if as_json:
+            typer.echo(verdict.model_dump_json(indent=1) if verdict else "null")
+            return
+        _show(recording, verdict)
+        if verdict:
+            typer.echo(_looked(book, recording))
+
+
+def _looked(book: "Book", recording: "Recording") -> str:
+    "How far the evidence goes."
+    from omega_lab.focus.evidence import load
+
+    about = load(book.path(recording) / "evidence").about
+    less = "; more with --set focus.read_share=1 and score --anew" if about.pages_read < about.pages_planned / 2 else ""
+    return (f"  evidence: {about.played:.0f} s played, {about.pages_read} of {about.pages_planned} frames worth reading were read, in "
+            f"{sum(about.seconds.values()):.0f} s{less}")
 
 
 def _show(recording: "Recording", verdict: "Verdict | None") -> None:
@@ -306,12 +328,10 @@ def _draw(book: "Book", recording: "Recording", picture: Path) -> None:
     from omega_lab.focus.evidence import load
     from omega_lab.focus.timeline import plot_timeline
 
-    figure = plot_timeline(load(book.path(recording) / "evidence"))
-    try:
-        figure.savefig(picture, dpi=120)
-    except ValueError as error:
-        fail(f"{picture}: {str(error).splitlines()[0]}; name it .png, .svg or .pdf")
-    typer.echo(f"timeline in {picture}")
+    if picture.suffix.lower() not in (".png", ".svg", ".pdf"):
+        fail(f"{picture}: name it .png, .svg or .pdf", 2)
+    plot_timeline(load(book.path(recording) / "evidence")).savefig(picture, dpi=120)
+    typer.echo(f"timeline in {picture}", err=True)
 
 # %% ../../nbs/16i_focus_commands.ipynb #4a722227
 @focus.command()
@@ -353,7 +373,7 @@ def review(
                 verdict = book.verdict(recording)
                 typer.echo("\n".join(verdict_lines(recording, verdict)) if verdict else recording.id)
             typer.echo(f"{len(waiting)} wait: omega-lab focus review ID approve|reject" if waiting else "nothing waits for a person")
-        elif decision not in ("approve", "reject"):
+        elif decision not in ("approve", "reject") and book.get(which).state == "PENDING_HUMAN_REVIEW":
             fail(f"{decision or 'no decision'}: say approve or reject", 2)
         else:
             done = book.review(book.get(which), decision == "approve", reviewer, settings, note, score)

@@ -63,6 +63,8 @@ def take_in(book: Book, folder: str | Path, settings: Settings) -> tuple[list[Re
             taken.append(found)
         except (FocusError, MediaError) as error:
             problems.append(str(error))
+    if not taken and not problems:
+        problems.append(f"{folder} holds no mp4 or webm")
     return taken, problems
 
 

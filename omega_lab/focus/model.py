@@ -219,6 +219,11 @@ class Place:
     variable: str = "OPENAI_API_KEY"
 
     @property
+    def shown(self) -> str:
+        "The address as it may be shown: without a password."
+        return re.sub(r"(?<=://)[^\s,/]*@", "***@", self.url) or "of the library's default"
+
+    @property
     def key(self) -> str:
         "The key from the environment; `none` for an endpoint that wants none."
         return os.environ.get(self.variable, "") or "none"
@@ -357,9 +362,9 @@ class ModelClient:
                 raise _Refused(status, error.response.text) from error
             raise JudgeFailed(f"the endpoint answered with HTTP status {status}", again=status in (408, 409, 429) or status >= 500) from error
         except openai.APITimeoutError as error:
-            raise JudgeFailed(f"no answer within {self.judge.timeout:g} s") from error
+            raise JudgeFailed(f"no answer of {self.place.shown} within {self.judge.timeout:g} s") from error
         except openai.OpenAIError as error:
-            raise JudgeFailed(f"the endpoint cannot be reached ({type(error).__name__})") from error
+            raise JudgeFailed(f"the endpoint {self.place.shown} cannot be reached") from error
         except ValidationError as error:
             raise JudgeFailed("the endpoint's answer is no chat completion") from error
 

@@ -97,7 +97,8 @@ class Part:
         if not (out.exists() and out.stat().st_size):
             self._process.kill()
             said = (self._process.communicate()[1].decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
-            raise FocusError(f"the screen cannot be recorded: {said}. Is [recorder] display right ({settings.display or 'the session’s own'})?")
+            shown = settings.display or os.environ.get("DISPLAY") or "the session's own"
+            raise FocusError(f"the screen {shown} cannot be recorded: {said}. Name another with [recorder] display")
         self.begun = time.monotonic()
 
     @property

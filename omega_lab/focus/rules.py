@@ -145,13 +145,16 @@ def shown(requirement: str, task: Task, evidence: Evidence, work: Produced) -> R
     by: list[str] = []
     if named:
         parts.append(float(bool(kinds & set(named))))
+        by += [o.text for o in evidence.of("application") if any(f"({kind})" in o.text for kind in named)][:2]
     if _SAVES.search(rest):
         parts.append(float(saved(evidence)))
+        by += ["the star left the window's title"] if parts[-1] else []
         rest = _SAVES.sub("", rest)
     if content_words(rest):
         parts.append(_shown_by_rows(rest, work, by))
-        if _DRAWS.search(task.text) and "drawing" in kinds:
-            parts[-1] = max(parts[-1], drawn(evidence, work.since))
+        if _DRAWS.search(task.text) and "drawing" in kinds and (done := drawn(evidence, work.since)) > parts[-1]:
+            parts[-1] = done
+            by.append("the drawing program's screen changed; what was drawn cannot be read")
     mean = round(float(np.mean(parts)), 4) if parts else 0.0  # rounded: another machine's last digits make no other verdict
     return Requirement(text=requirement[:400], shown=mean, by=tuple(by[:4]))
 
@@ -250,14 +253,16 @@ def steps_of(evidence: Evidence, work: Produced, most: int = 60) -> tuple[Step, 
     for at, text in work.rows:
         before, now = (now, at) if at > now else (before, now)
         typed = typed_between(evidence, before, at)
-        place = _newest_app(apps, at)
-        found.append(Step(at=at, action=f"{'type' if typed else 'see'} “{text[:200]}”{f' in {place}' if place else ''}"))
+        place = _only_app(apps, at)
+        since = f" (after second {before:g})" if at - before > 10 else ""  # so far apart were the frames that were read
+        found.append(Step(at=at, action=f"{'type' if typed else 'see'} “{text[:200]}”{f' in {place}' if place else ''}{since}"))
     return tuple(found[:: max(1, -(-len(found) // most))])
 
 
-def _newest_app(apps: Sequence[Observation], at: float) -> str:
-    there = [o for o in apps if o.start <= at <= o.end + 5]
-    return max(there, key=lambda o: o.start).text if there else ""
+def _only_app(apps: Sequence[Observation], at: float) -> str:
+    "The program that was there at a time; none when there were several, since a row does not say whose it is."
+    there = [o.text for o in apps if o.start <= at <= o.end + 5]
+    return there[0] if len(there) == 1 else ""
 
 
 def describe(evidence: Evidence, work: Produced) -> str:
@@ -273,12 +278,12 @@ def feedback(asked: Sequence[Requirement], checks: Sequence[Check]) -> str:
     if bad:
         return f"This does not look like work on the task ({bad[0].name}: {bad[0].reason})."
     missing = [r.text for r in asked if r.shown < 0.5]
-    return f"Not seen: {'; '.join(missing)[:1500]}." if missing else "Everything the task asks for was seen."
+    return f"Not seen by the rules, which look for words: {'; '.join(missing)[:1500]}." if missing else "Everything the task names was seen."
 
 # %% ../../nbs/13j_focus_rules.ipynb #7a951efe
 class RulesJudge:
     "The heuristic as a judge. The revision changes with the rules."
-    name, revision = "rules", "1"
+    name, revision = "rules", "2"
 
     def __call__(self, task: Task, evidence: Evidence) -> Opinion:
         "The opinion; it always has one."
@@ -289,8 +294,9 @@ class RulesJudge:
         annotation = Annotation(applications_used=tuple(o.text for o in evidence.of("application")), completion_sequence_steps=steps_of(evidence, work),
                                 user_feedback=feedback(asked, checks), description=describe(evidence, work)[:2000])
         told = ", ".join(f"{r.text} {r.shown:.1f}" for r in asked)
+        looked = f"{evidence.about.pages_read} of {evidence.about.pages_planned} frames worth reading were read"
         return Opinion(judge=f"{self.name}@{self.revision}", annotation=annotation, legitimacy=checks, requirements=asked, score=score,
-                       rationale=f"By rules, not by understanding: {score:.2f} of what the task names was seen ({told})."[:4000])
+                       rationale=f"By rules, not by understanding: {score:.2f} of what the task names was seen; {looked} ({told})."[:4000])
 
 
 def weighted(asked: Sequence[Requirement]) -> float:

@@ -42,12 +42,13 @@ def _plot_signals(ax, evidence: Evidence) -> None:
     ax.fill_between(s["t"], s["moving"] * 100, step="post", color=_COLOURS["moving"], alpha=0.35, label="moves by itself")
     ax.step(s["t"], s["active"] * 100, where="post", color="#4477aa", linewidth=1, label="activity")
     ax.set_yscale("symlog", linthresh=0.02)
-    ax.set(ylabel="% of the screen", ylim=(0, 100))
+    ax.set(ylabel="% of the screen (log)", ylim=(0, 100))
     if evidence.about.inputs:
         keys, pressed = ax.twinx(), s["key"] + s["click"] + s["scroll"]
         keys.bar(s["t"], pressed, color="#66ccee", alpha=0.6, width=evidence.about.every, align="edge")
         keys.set(ylim=(0, max(5, *pressed.to_list()) * 1.5))
         keys.set_ylabel("inputs", fontsize=8)
+        ax.plot([], [], color="#66ccee", linewidth=5, alpha=0.6, label="keys, clicks, scrolls")
     ax.legend(fontsize=7, loc="upper right", framealpha=0.8)
 
 # %% ../../nbs/13q_focus_timeline.ipynb #6d13eb48

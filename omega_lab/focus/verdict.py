@@ -137,8 +137,10 @@ def check_video(unique: Uniqueness, s: FocusSettings) -> Check:
     "Whether the video is no copy. Without a measure it has no outcome."
     if unique.video is None:
         return Check(name="unique_video", passed=None, threshold=s.uniqueness, reason="the index of recordings could not be asked")
-    reason = f"1 - max cosine is {unique.video:.3f}" + (f", nearest is {unique.nearest}" if unique.nearest else "; nothing was submitted before")
-    return Check(name="unique_video", passed=unique.video >= s.uniqueness, value=unique.video, threshold=s.uniqueness, reason=reason)
+    copy = unique.video < s.uniqueness
+    near = f"nearest is {unique.nearest}" if unique.nearest else "nothing was submitted before"
+    reason = f"a copy of {unique.nearest} (1 - max cosine is {unique.video:.3f})" if copy else f"new: 1 - max cosine is {unique.video:.3f}, {near}"
+    return Check(name="unique_video", passed=not copy, value=unique.video, threshold=s.uniqueness, reason=reason)
 
 # %% ../../nbs/13i_focus_verdict.ipynb #fe638b46
 def spoken_to(task: Task, evidence: Evidence) -> tuple[str, ...]:
