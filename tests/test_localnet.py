@@ -288,3 +288,19 @@ def test_a_subnet_by_hand(golden_file, tmp_path, capsys):
             assert got == code and word in text, text
     assert main_chain_show(net.endpoint) == 1 and "not reachable" in capsys.readouterr().err
     assert main_chain_stake("ws://192.0.2.7", "1", **wallet) == 1 and "--yes" in capsys.readouterr().err
+
+
+def test_who_is_connected_hears_at_once_that_the_node_has_gone(golden_file):
+    "Left open, a socket of a node that ended would keep its client waiting for the whole of its patience."
+    slow = []
+    for _ in range(6):
+        net = LocalNet(golden_file, block_seconds=60).start()
+        sockets = [connect(net.endpoint) for _ in range(3)]
+        net.stop()
+        began = time.monotonic()
+        for socket in sockets:
+            with pytest.raises(Exception):  # noqa: B017 - closed in whichever way
+                socket.recv(timeout=5)
+            socket.close()
+        slow.append(time.monotonic() - began)
+    assert max(slow) < 3, slow

@@ -134,6 +134,7 @@ class LocalNet:
             task.cancel()
         self.node.answering.set()
         await self._close()
+        await asyncio.sleep(0.05)  # sockets close in the loop's next turns; a loop that ends before leaves clients waiting for an answer
         for task in done:
             task.result()  # making blocks ends by an error only: show it
 
