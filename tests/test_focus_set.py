@@ -26,9 +26,9 @@ screens = pytest.mark.skipif(bool(missing()), reason=f"virtual desks want {', '.
 
 @pytest.fixture(scope="module")
 def short_ones(tmp_path_factory):
-    "Six short recordings, three side by side."
+    "Six short recordings, side by side."
     folder = tmp_path_factory.mktemp("set")
-    focus_set.make_set(folder, short=True, jobs=3)
+    focus_set.make_set(folder, short=True, jobs=6)
     return folder
 
 
@@ -36,7 +36,7 @@ def short_ones(tmp_path_factory):
 def logbook(short_ones, tmp_path_factory):
     "The pipeline over them."
     out = tmp_path_factory.mktemp("out")
-    settings = {"focus.min_seconds": 15, "focus.read_share": 0.5}
+    settings = {"focus.min_seconds": 15, "focus.read_share": 0.3}
     said = []
     run_pipeline("focus", {"state": str(out / "focus"), "recordings": str(short_ones), "settings": settings}, out / "focus.ipynb", said.append)
     return Book(out / "focus"), out / "focus.ipynb", said, load_settings(settings, environ={})

@@ -192,7 +192,7 @@ def test_a_round_longer_than_the_period_is_followed_at_once_and_none_pile_up(lab
     (["-p", "second=1"], "small", "has no parameter second; it has: state, seconds", 2),
     (["-p", "fail_at=2"], "small", "is a number, it wants a list", 2),
     (["--every", "soon"], "small", "'soon' is no period", 2),
-    ([], "focs", "no pipeline named 'focs'; there are: miner, ", 2),
+    ([], "focs", "no pipeline named 'focs'; there are: ", 2),
     (["--every", "1m", "--output", "x.ipynb"], "small", "--runs", 2)])
 def test_what_is_written_wrongly_is_told_before_anything_starts(lab, monkeypatch, arguments, name, said, code):
     monkeypatch.chdir(lab.folder)
