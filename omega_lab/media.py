@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['FILMS', 'MediaError', 'open_media', 'write_film', 'MediaInfo', 'probe', 'frames', 'audio', 'scene_changes', 'cut',
-           'check_film', 'decoded', 'claimed_length', 'file_sha256']
+           'check_film', 'decoded', 'claimed_length', 'picture_url', 'file_sha256']
 
 # %% ../nbs/02a_media.ipynb #9eed7f27
+import base64
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 # %% ../nbs/02a_media.ipynb #61e2092c
 class MediaError(ValueError):
@@ -367,6 +370,14 @@ def claimed_length(path: str | os.PathLike) -> float:
         stream = _real_video(container)
         own = float((stream.duration or 0) * stream.time_base) if stream is not None and stream.time_base else 0.0
         return own or (container.duration or 0) / 1e6
+
+# %% ../nbs/02a_media.ipynb #f11a0005
+def picture_url(picture: np.ndarray, width: int = 512) -> str:
+    "A uint8[height, width, 3] picture as a JPEG data address, at most `width` pixels wide."
+    image, out = Image.fromarray(picture), io.BytesIO()
+    image.thumbnail((width, width))
+    image.save(out, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 # %% ../nbs/02a_media.ipynb #895a549c
 def file_sha256(path: str | os.PathLike) -> str:

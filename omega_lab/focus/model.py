@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['FENCE', 'FACTS_PROMPT', 'RULING_PROMPT', 'T', 'FAR', 'final_screen', 'data_of', 'fenced', 'request_word', 'FactStep',
-           'FactRequirement', 'FactSigns', 'Facts', 'Ruling', 'painted', 'jpeg_url', 'shown_frames', 'Purse', 'Place',
+           'FactRequirement', 'FactSigns', 'Facts', 'Ruling', 'painted', 'shown_frames', 'Purse', 'Place',
            'parse_judge', 'Told', 'ModelClient', 'requirements_of', 'signs_of', 'doubts_about', 'ModelJudge',
            'make_model_judge']
 
-# %% ../../nbs/13k_focus_model.ipynb #3744a1c7
-import base64
+# %% ../../nbs/13k_focus_model.ipynb #1303f3ce
 import hashlib
 import importlib
-import io
 import json
 import os
 import re
@@ -35,6 +33,7 @@ from .files import write_bytes
 from .reading import rows
 from .task import FocusError, Task
 from .verdict import Annotation, Check, Cost, JudgeFailed, Opinion, Requirement, Step
+from ..media import picture_url
 from ..settings import FocusSettings, JudgeSettings, LanguageSettings, Settings
 
 # %% ../../nbs/13k_focus_model.ipynb #d43fae04
@@ -153,14 +152,6 @@ def painted(evidence: Evidence, seconds: float) -> np.ndarray:
     for left, top, right, bottom in evidence.lines.filter((evidence.lines["t"] - seconds).abs() < 0.06).select("left", "top", "right", "bottom").iter_rows():
         draw.rectangle((left * width - 4, top * height - 3, right * width + 4, bottom * height + 3), fill="#888888")
     return np.asarray(picture)
-
-
-def jpeg_url(picture: np.ndarray, width: int) -> str:
-    "A picture as a JPEG data address, at most `width` pixels wide."
-    image, out = Image.fromarray(picture), io.BytesIO()
-    image.thumbnail((width, width))
-    image.save(out, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def shown_frames(evidence: Evidence, most: int) -> list[float]:
@@ -421,7 +412,7 @@ class ModelJudge:
         "Facts, then a ruling over them. Raises `JudgeFailed`."
         s = self.client.s
         data = data_of(task, evidence, s)
-        pictures = [jpeg_url(painted(evidence, t), s.image_width) for t in shown_frames(evidence, s.images if self.client.sees else 0)]
+        pictures = [picture_url(painted(evidence, t), s.image_width) for t in shown_frames(evidence, s.images if self.client.sees else 0)]
         facts = self.client.ask(self._key("facts", data, pictures), Facts, lambda: self._messages(FACTS_PROMPT, data, pictures))
         requirements = requirements_of(facts.answer, {item["id"] for item in data["timeline"]})
         told = {"task_title": task.title, "requirements": [r.model_dump(exclude={"by"}) for r in requirements], "applications": facts.answer.applications_used,

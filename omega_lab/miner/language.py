@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['log', 'MOST_WORDS', 'LEAST_COSINE', 'TASK', 'REMEMBERED', 'LOOK', 'LanguageError', 'NoAnswer', 'Told',
-           'checked_query', 'in_its_own_loop', 'Endpoint', 'LocalModel', 'Augmenter', 'make_augmenter', 'picture_url',
-           'Captioner', 'bounded_text', 'make_captioner']
+           'checked_query', 'in_its_own_loop', 'Endpoint', 'LocalModel', 'Augmenter', 'make_augmenter', 'Captioner',
+           'bounded_text', 'make_captioner']
 
 # %% ../../nbs/11e_miner_language.ipynb #5c9b4f4a
 import asyncio
-import base64
 import hashlib
 import importlib
-import io
 import json
 import logging
 import os
@@ -25,12 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..embedding.text import text_similarity
-from ..media import frames
+from ..media import frames, picture_url
 from ..settings import LanguageSettings, Settings
 
 # %% ../../nbs/11e_miner_language.ipynb #3e368ca1
@@ -236,15 +232,6 @@ def make_augmenter(settings: Settings, memory: Path | None = None) -> Augmenter:
 # %% ../../nbs/11e_miner_language.ipynb #2a19c8b2
 LOOK = ("Describe what this video clip shows, in plain sentences: subject, action, setting, colours, camera. "
         "Only what is visible. The frames are in order. Title: ")
-
-
-def picture_url(picture: np.ndarray, width: int = 512) -> str:
-    "A uint8[height, width, 3] picture as a JPEG data address, at most `width` pixels wide."
-    image = Image.fromarray(picture)
-    image.thumbnail((width, width))
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 # %% ../../nbs/11e_miner_language.ipynb #3e102884
 class Captioner:
