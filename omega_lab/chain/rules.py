@@ -63,7 +63,7 @@ def write_genesis(storage: Storage, genesis: Genesis) -> None:
         "CommitRevealWeightsEnabled": genesis.commit_reveal, "RevealPeriodEpochs": genesis.reveal_period,
         "MaxAllowedValidators": genesis.max_validators,
         "MaxAllowedUids": genesis.max_uids, "ImmunityPeriod": genesis.immunity_period,
-        "ServingRateLimit": genesis.serving_rate_limit, "Burn": genesis.burn_rao,
+        "ServingRateLimit": genesis.serving_rate_limit, "Burn": genesis.burn_rao, "SubnetTaoInEmission": genesis.emission_rao,
     }
     for item, value in items.items():
         storage.put("SubtensorModule", item, genesis.netuid, value=value)
