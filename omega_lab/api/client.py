@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 import numpy as np
+from pydantic import BaseModel
 
 from .models import AudioReceipt, Health, JudgedAudio, Nearest, NoveltyQuestion, NoveltyReply, Proxy, Receipt, Scores, Submission
 from ..chain.auth import AnswerReceipt, ReceiptError, exchange_of, sign_request, verify_response
@@ -53,7 +54,7 @@ class NoveltyAnswer(Neighbours):
 # %% ../../nbs/14d_api_client.ipynb #2a7db0f2
 MAX_ANSWER = 16_000_000  # bytes
 AGAIN = {429, 500, 502, 503, 504}  # statuses that may be another one in a moment
-Reply = TypeVar("Reply", bound=Wire)
+Reply = TypeVar("Reply", bound=BaseModel)
 
 
 def detail_of(status: int, body: bytes) -> str:

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 from pydantic import Field, RootModel
 
 from .models import Hotkey
+from ..chain.state import RAO_PER_TAO
 from ..focus.log import SHOWN_AS, Item, Purchase, Refund
-from ..focus.rewards import RAO_PER_TAO, Standing
+from ..focus.rewards import Standing
 from ..focus.task import Task
 from ..focus.verdict import Verdict
 from ..protocol import Wire

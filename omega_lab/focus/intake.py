@@ -21,14 +21,13 @@ from filelock import FileLock, Timeout
 from ..chain import ChainError, open_chain
 from ..chain.network import ChainReader
 from ..chain.payments import need_address
-from ..chain.transfers import alpha_rao, emission_rao
 from .book import Book, Upload
 from .evidence import Evidence, load
 from .files import write_json
 from .log import Item
 from .market import Market, NotThere
 from .record import make_nonce
-from .rewards import Rates, price_rao, to_rao
+from .rewards import Rates, price_rao, rao_of
 from .tables import ITEMS, MarketError, open_database
 from .task import FocusError, Task, TaskType, make_task
 from .verdict import Verdict
@@ -40,8 +39,8 @@ log = logging.getLogger(__name__)
 # %% ../../nbs/13w_focus_intake.ipynb #091693ac
 def read_rates(settings: Settings, chain: ChainReader) -> Rates:
     "The day's numbers: from the chain, or the emission from the settings where they name one. Raises ChainDown or ChainError."
-    emission = to_rao(settings.market.emission_tao) or emission_rao(chain)
-    return Rates(emission, alpha_rao(chain), settings.tasks.focus)
+    emission = rao_of(settings.market.emission_tao) or chain.emission_rao()
+    return Rates(emission, chain.alpha_rao(), settings.tasks.focus)
 
 # %% ../../nbs/13w_focus_intake.ipynb #c39f4a8c
 OWNERS = ("IN_PROGRESS", "PROCESSING", "PENDING_HUMAN_REVIEW", "READY", "REJECTED", "SUBMITTED")  # what its owner may still take back

@@ -17,8 +17,9 @@ from ulid import ULID
 
 from ..chain.claims import INSERTS, AlreadyClaimed, Claim, claim, claimed_in
 from ..chain.payments import Payment, PaymentKey
+from ..chain.state import in_tao
 from .log import Buyer, Entity, Event, Item, Purchase, Refund, apply, rebuild
-from .rewards import BLOCKS_PER_DAY, DAY, Sale, Standing, in_tao, standings
+from .rewards import BLOCKS_PER_DAY, DAY, Sale, Standing, standings
 from .tables import ITEMS, MARKS, PURCHASES, REFUNDS, MarketError, load, log_event, next_seq, read_events, store, world_of
 from .task import Task
 from ..settings import MarketSettings

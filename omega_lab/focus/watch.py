@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..chain.link import ChainError
 from ..chain.network import ChainReader
 from ..chain.payments import verify_payment
-from ..chain.transfers import final_block, read_payments
+from ..chain.transfers import read_payments
 from .log import Purchase
 from .market import Market, Settled
 
@@ -42,7 +42,7 @@ class Watched:
 
 def watch_once(market: Market, chain: ChainReader) -> Watched:
     "Read what became final since the last time. Raises ChainDown or ChainError; what was read until then counts."
-    final, watched = final_block(chain), market.watched_block()
+    final, watched = chain.final_block(), market.watched_block()
     first = market.first_watched(final)  # asked after the final block: a payment for a later offer is in a later block
     begin = final + 1 if first is None else max(first, first if watched is None else watched + 1)
     settled: list[Settled] = []
