@@ -23,6 +23,7 @@ import omega_lab
 
 from .flags import Flag, FlagError, overrides, with_flags
 from .focus.commands import focus
+from .focus.market_commands import market
 from .settings import LogSettings, SettingsError, load_settings, settings_ini
 from .terminal import fail, parse_pairs
 
@@ -313,6 +314,7 @@ def update(set_: Set = []) -> None:  # noqa: B006
 
 # %% ../nbs/16c_cli.ipynb #f0c05e82
 app.add_typer(focus, name="focus")
+app.add_typer(market, name="market")
 
 # %% ../nbs/16c_cli.ipynb #f346c3c3
 @app.command()

@@ -217,6 +217,7 @@ class RecorderSettings(Section):
     nonce_seconds: float = Field(6.0, ge=2, le=60, description="how long the one-time nonce stands on the screen, seconds")
     inputs: Literal["counts", "full", "off"] = Field(
         "counts", description="input events: counts (kinds and times) | full (also positions, clicks, redacted keys; asks for consent) | off")
+    service: str = Field("", description="address of the service that recordings are offered to; its key comes from FOCUS_API_KEY alone")
 
 # %% ../nbs/00_settings.ipynb #a9150002
 class MarketSettings(Section):

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .client import ServiceClient, ServiceRefused
-from .wares import Buy, FocusList, ListedVideo, Offer, Paid, PastPurchases, PurchaseScores, Verified
+from .wares import Buy, FocusList, ListedVideo, Offer, Paid, PastPurchases, Verified
 from ..chain.network import Chain
 from ..chain.state import in_tao
 from ..chain.transfers import read_payments
@@ -43,10 +43,6 @@ class MarketClient(ServiceClient):
     def history(self, limit: int = 100) -> PastPurchases:
         "One's own purchases, newest first."
         return self._ask("GET", f"/api/focus/purchases?limit={limit}", None, PastPurchases)[0]
-
-    def purchase_scores(self) -> PurchaseScores:
-        "What the miners bought in the last 24 hours."
-        return self._ask("GET", "/api/focus/miner_purchase_scores", None, PurchaseScores)[0]
 
 
 def open_market_client(settings: Settings, wallet: Any) -> MarketClient:

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from .models import AudioReceipt, Health, JudgedAudio, Nearest, NoveltyQuestion, NoveltyReply, Proxy, Receipt, Scores, Submission
+from .wares import PurchaseScores
 from ..chain.auth import AnswerReceipt, ReceiptError, exchange_of, sign_request, verify_response
 from ..novelty import Neighbours, unit
 from ..protocol import Wire, WireError, parse
@@ -112,6 +113,10 @@ class ServiceClient:
         "What became of one's own answers (a miner's question), newest first."
         page = "" if before is None else f"&before={before}"
         return self._ask("GET", f"/api/check_score?limit={limit}{page}", None, Scores)[0]
+
+    def purchase_scores(self) -> PurchaseScores:
+        "What the miners bought on the Focus market in the last 24 hours."
+        return self._ask("GET", "/api/focus/miner_purchase_scores", None, PurchaseScores)[0]
 
     def health(self, timeout: float = 3.0) -> Health | None:
         "What the service says of itself, unsigned; None when nothing of that kind answers within `timeout` seconds. Asked once."
