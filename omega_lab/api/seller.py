@@ -49,7 +49,7 @@ class SellerClient:
         "The service of [recorder] service, with the key from the environment. Raises `SellerError`."
         key = os.environ.get(KEY_VARIABLE, "")
         if not settings.recorder.service or not key:
-            wanted = f"the key that its operator gave you, in the environment as {KEY_VARIABLE}" if settings.recorder.service else "[recorder] service, its address"
+            wanted = f"its operator's key in the environment, {KEY_VARIABLE}" if settings.recorder.service else "[recorder] service, its address"
             raise SellerError(f"offering to a service needs {wanted}")
         return cls(settings.recorder.service, key)
 
