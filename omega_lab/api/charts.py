@@ -75,18 +75,21 @@ def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> l
 # %% ../../nbs/14h_api_charts.ipynb #c9279680
 TEMPLATES.update({
     "lines": """<figure>
-{% if series | length > 1 %}<ul class="legend">{% for s in series %}<li><span class="key s{{ loop.index0 % 6 }}"></span>{{ s.name }}</li>{% endfor %}</ul>{% endif %}
+{% if series | length > 1 %}<ul class="legend">
+{% for s in series %}<li><span class="key s{{ loop.index0 % 6 }}"></span>{{ s.name }}</li>{% endfor %}</ul>{% endif %}
 <div class="chart"><svg role="img" aria-label="{{ label }}" height="{{ height }}"><title>{{ label }}</title>
 {% for at, text, zero in across %}<line class="grid{% if zero %} zero{% endif %}" x1="0" x2="100%" y1="{{ at }}%" y2="{{ at }}%"/>
 <text x="0" dx="-10" y="{{ at }}%" dy="4" text-anchor="end">{{ text }}</text>
 {% endfor %}
 {% for at, text, anchor in along %}
-<text x="{{ at }}%" y="100%" dy="22" text-anchor="{{ anchor }}"{% if loop.index0 % 2 and along | length > 3 %} class="roomy"{% endif %}>{{ text }}</text>
+<text x="{{ at }}%" y="100%" dy="22" text-anchor="{{ anchor }}"
+{%- if loop.index0 % 2 and along | length > 3 %} class="roomy"{% endif %}>{{ text }}</text>
 {% endfor %}
 <svg viewBox="0 0 1000 1000" width="100%" height="100%" preserveAspectRatio="none" overflow="visible">
 {% for s in series %}{% if s.area %}<path class="area s0" d="{{ s.area }}"/>{% endif %}<path class="curve s{{ loop.index0 % 6 }}" d="{{ s.path }}"/>
 {% endfor %}</svg>
-{% for s in series %}{% set colour = loop.index0 % 6 %}{% for x, y, text in s.dots %}<circle class="dot s{{ colour }}" cx="{{ x }}%" cy="{{ y }}%" r="3.5"><title>{{ text }}</title></circle>
+{% for s in series %}{% set colour = loop.index0 % 6 %}{% for x, y, text in s.dots %}
+<circle class="dot s{{ colour }}" cx="{{ x }}%" cy="{{ y }}%" r="3.5"><title>{{ text }}</title></circle>
 {% endfor %}{% endfor %}
 </svg></div></figure>""",
 })
@@ -189,9 +192,11 @@ def sparkline(values: Sequence[float], label: str) -> Markup:
 # %% ../../nbs/14h_api_charts.ipynb #472cf799
 TEMPLATES.update({
     "map": """<figure><div class="chart bare"><svg role="img" aria-label="{{ label }}" height="{{ height }}"><title>{{ label }}</title>
-{% for d in dots %}<a{% if d.link %} href="{{ d.link }}" tabindex="-1"{% endif %}><circle class="bubble s0" cx="{{ d.x }}%" cy="{{ d.y }}%" r="{{ d.r }}"><title>{{ d.text }}</title></circle></a>
+{% for d in dots %}<a{% if d.link %} href="{{ d.link }}" tabindex="-1"{% endif %}>
+<circle class="bubble s0" cx="{{ d.x }}%" cy="{{ d.y }}%" r="{{ d.r }}"><title>{{ d.text }}</title></circle></a>
 {% endfor %}
-{% for d in dots %}{% if d.name %}<text class="name{% if not d.narrow %} roomy{% endif %}" x="{{ d.x }}%" y="{{ d.y }}%" dx="{{ d.dx }}" dy="4" text-anchor="{{ d.anchor }}">{{ d.name }}</text>
+{% for d in dots %}{% if d.name %}
+<text class="name{% if not d.narrow %} roomy{% endif %}" x="{{ d.x }}%" y="{{ d.y }}%" dx="{{ d.dx }}" dy="4" text-anchor="{{ d.anchor }}">{{ d.name }}</text>
 {% endif %}{% endfor %}
 </svg></div></figure>""",
 })
@@ -244,14 +249,18 @@ def scatter_map(title: str, dots: Sequence[Dot], named: int = 40, height: int = 
 
 # %% ../../nbs/14h_api_charts.ipynb #d508ca82
 TEMPLATES.update({
-    "strip": """<figure><div class="chart bare strip"><svg role="img" aria-label="{{ label }}" height="{{ lanes | length * 44 + 22 }}"><title>{{ label }}</title>
+    "strip": """<figure><div class="chart bare">
+<svg role="img" aria-label="{{ label }}" height="{{ lanes | length * 44 + 22 }}"><title>{{ label }}</title>
 {% for lane in lanes %}{% set top = loop.index0 * 44 %}
 <text class="name" x="0" y="{{ top + 13 }}">{{ lane.kind }}</text><text x="100%" y="{{ top + 13 }}" text-anchor="end">{{ lane.told }}</text>
 <rect class="lane" x="0" y="{{ top + 20 }}" width="100%" height="14" rx="3"/>
-{% for x, width, text in lane.spans %}<rect class="span {{ lane.colour }}" x="{{ x }}%" y="{{ top + 20 }}" width="{{ width }}%" height="14" rx="1"><title>{{ text }}</title></rect>
+{% for x, width, text in lane.spans %}
+<rect class="span {{ lane.colour }}" x="{{ x }}%" y="{{ top + 20 }}" width="{{ width }}%" height="14" rx="1">
+<title>{{ text }}</title></rect>
 {% endfor %}{% endfor %}
 {% for at, text, anchor in along %}
-<text x="{{ at }}%" y="{{ lanes | length * 44 + 10 }}" text-anchor="{{ anchor }}"{% if loop.index0 % 2 and along | length > 3 %} class="roomy"{% endif %}>{{ text }}</text>
+<text x="{{ at }}%" y="{{ lanes | length * 44 + 10 }}" text-anchor="{{ anchor }}"
+{%- if loop.index0 % 2 and along | length > 3 %} class="roomy"{% endif %}>{{ text }}</text>
 {% endfor %}
 </svg></div></figure>""",
 })

@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'STYLE_MARK', 'ICON', 'TEMPLATES', 'THIN', 'STATES', 'PAGE_SIZE', 'SortQuery', 'OrderQuery', 'PageQuery',
            'Row', 'NAV', 'POLICY', 'HEADERS', 'PAGE_ERRORS', 'number', 'duration', 'clock', 'cut', 'said', 'address',
            'link', 'short', 'hotkey', 'video', 'when', 'badge', 'cell', 'render', 'Column', 'Listing', 'table', 'pager',
-           'card', 'facts', 'figures', 'pair', 'Site', 'wants_page', 'style_sheet', 'icon']
+           'card', 'facts', 'figures', 'pair', 'Site', 'NothingHere', 'wants_page', 'style_sheet', 'icon']
 
 # %% ../../nbs/14e_api_pages.ipynb #a4b786bc
 import hashlib
@@ -198,7 +198,8 @@ TEMPLATES = {
     "table": """<div class="scroll" role="region" aria-label="{{ caption }}" tabindex="0"><table><caption class="hidden">{{ caption }}</caption>
 <thead><tr>
 {% for c in columns %}
-<th scope="col"{% if c.numeric %} class="num"{% endif %}{% if c.direction %} aria-sort="{{ c.direction }}"{% endif %}{% if c.note %} title="{{ c.note }}"{% endif %}>
+<th scope="col"{% if c.numeric %} class="num"{% endif %}{% if c.direction %} aria-sort="{{ c.direction }}"{% endif %}
+{%- if c.note %} title="{{ c.note }}"{% endif %}>
 {%- if c.link %}<a href="{{ c.link }}">{{ c.heading }}{{ c.arrow }}</a>{% else %}{{ c.heading }}{% endif %}</th>
 {% endfor %}
 </tr></thead>
@@ -209,7 +210,8 @@ TEMPLATES = {
 {%- endfor %}</tr>
 {% endfor %}
 </tbody></table></div>""",
-    "pager": """<nav class="pager" aria-label="{{ label }}"><p>{{ total | number }} in all{% if pages > 1 %}, page {{ page | number }} of {{ pages | number }}{% endif %}</p>
+    "pager": """<nav class="pager" aria-label="{{ label }}"><p>{{ total | number }} in all
+{%- if pages > 1 %}, page {{ page | number }} of {{ pages | number }}{% endif %}</p>
 {% if pages > 1 %}{% for text, name, link in steps %}
 {% if link %}<a href="{{ link }}" rel="{{ name }}">{{ text }}</a>{% else %}<span aria-hidden="true">{{ text }}</span>{% endif %}
 {% endfor %}{% endif %}</nav>""",
@@ -468,7 +470,11 @@ class Site:
         title = {404: "Nothing here", 405: "Not possible here", 422: "Not understood", 429: "Too many requests"}.get(status, "Not at the moment")
         return self.page(title, "", Markup('<p class="card">{}</p>').format(link("Back to the overview", "/")), lead=cut(detail, 300), status=status)
 
-# %% ../../nbs/14e_api_pages.ipynb #c7a626d3
+# %% ../../nbs/14e_api_pages.ipynb #10ed73b8
+class NothingHere(LookupError):
+    "There is no such thing at this service."
+
+
 def wants_page(request: Request) -> bool:
     "Whether a refusal of this request is to be read by people."
     if request.url.path.startswith("/api/"):

@@ -217,8 +217,8 @@ class Views:
 
     def round_answers(self, of: RoundRow, limit: int = 50, offset: int = 0) -> list[tuple[str, Score]]:
         "(miner, what became of its answer) in a round, the best rewarded first."
-        found = self.book.read("select * from submissions where validator = ? and run = ? and round = ? order by reward desc nulls last, miner limit ? offset ?",
-                               of.validator, of.run, of.round, limit, offset)
+        found = self.book.read("select * from submissions where validator = ? and run = ? and round = ? "
+                               "order by reward desc nulls last, miner limit ? offset ?", of.validator, of.run, of.round, limit, offset)
         return [(r["miner"], self.book.score(r)) for r in found]
 
     def refusals(self, of: RoundRow) -> list[tuple[str, int]]:
