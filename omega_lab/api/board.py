@@ -22,7 +22,7 @@ from .book import Book
 from .charts import Dot, Series, bar_chart, line_chart, scatter_map, sparkline
 from .models import ClipScore, LeaderboardRow, Score, TopicClip
 from .pages import (PAGE_ERRORS, TEMPLATES, Column, Listing, NothingHere, OrderQuery, PageQuery, Site, SortQuery, address, badge, card, clock,
-                                 cut, duration, facts, figures, hotkey, icon, link, number, pager, pair, render, said, short, style_sheet, table, video, when)
+                                 cut, facts, figures, hotkey, icon, link, number, pager, pair, render, said, short, style_sheet, table, video, when)
 from .views import AnswerRow, RoundRow, TopicRow, Totals, Views
 from ..protocol import MAX_QUERY
 
@@ -134,15 +134,15 @@ def answer_part(miner: str, score: Score, unfolded: bool) -> Markup:
 # %% ../../nbs/14f_api_board.ipynb #76eebb7e
 def headline(t: Totals) -> Markup:
     "The service in numbers."
-    return figures([("clips in the dataset", t.first), ("of video", duration(t.seconds)), ("miners asked", t.miners), ("validators", t.validators),
-                    ("rounds", t.rounds), ("answers judged", t.answers)])
+    return figures([("clips in the dataset", t.first), ("hours of video", number(t.seconds / 3600, 1)), ("miners asked", t.miners),
+                    ("validators", t.validators), ("rounds", t.rounds), ("answers judged", t.answers)])
 
 
-def growth_chart(views: Views) -> Markup:
+def growth_chart(views: Views, height: int = 220) -> Markup:
     "How many clips the dataset holds, over time."
     points = [(datetime.fromisoformat(at).timestamp(), n) for at, n in views.growth()]
     line = Series("clips", [x for x, _ in points], [n for _, n in points])
-    return line_chart("Clips in the dataset", [line], times=True, empty="No clip has been accepted yet.")
+    return line_chart("Clips in the dataset", [line], times=True, height=height, empty="No clip has been accepted yet.")
 
 
 def reward_chart(history: dict[str, list[tuple[str, float]]], most: int = 6) -> Markup:
@@ -165,10 +165,10 @@ def overview(views: Views, site: Site, panels: Sequence[Panel] = ()) -> HTMLResp
     "What there is, who is ahead, what happened last; then the `panels`."
     top = [miner_row(views, place, row) for place, row in enumerate(views.leaderboard()[:8], start=1)]
     best = card("Top miners", table(FEW_MINERS, top, "Top miners", empty="No answers yet."), more=("/leaderboard", "All miners"))
-    growth = card("Growth", growth_chart(views), note="Clips that were the first of their kind.", more=("/dataset", "The dataset"))
+    growth = card("Growth", growth_chart(views, 300), note="Clips that were the first of their kind.", more=("/dataset", "The dataset"))
     latest = table(ROUNDS, [round_row(r) for r in views.rounds(8)], "Latest rounds", empty="No rounds yet.")
     return site.page("Overview", "/", headline(views.totals()), pair(growth, best), card("Latest rounds", latest, more=("/rounds", "All rounds")),
-                     *(panel() for panel in panels), lead="What validators asked for, what miners found, and the dataset that grows of it.")
+                     *(panel() for panel in panels), lead="What validators asked for, what miners found, and the dataset that grows from it.")
 
 # %% ../../nbs/14f_api_board.ipynb #afc6718e
 def leaderboard_page(views: Views, site: Site, request: Request) -> HTMLResponse:
@@ -205,7 +205,7 @@ def dataset_page(views: Views, site: Site, request: Request) -> HTMLResponse:
     totals, topics = views.totals(), views.topics()
     wish = Listing.of(request, TOPICS, "clips")
     rows = [topic_row(t) for t in wish.part(wish.sorted(topics))]
-    numbers = figures([("clips", totals.first), ("of video", duration(totals.seconds)), ("topics", len(topics)),
+    numbers = figures([("clips", totals.first), ("hours of video", number(totals.seconds / 3600, 1)), ("topics", len(topics)),
                        ("accepted, but repeating", totals.accepted - totals.first), ("refused", totals.clips - totals.accepted)])
     largest = f"The {len(views.map())} largest topics. " if len(views.map()) < len(topics) else ""
     drawn = card("Map of topics", map_chart(views), note=largest + "Topics whose captions say alike lie close together; the area is the number of clips.")

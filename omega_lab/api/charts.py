@@ -129,7 +129,8 @@ def line_chart(title: str, series: Sequence[Series], times: bool = False, from_z
     xs, ys = ([p[i] for _, points in kept for p in points] for i in (0, 1))
     ticks = nice_ticks(min([*ys, 0.0] if from_zero else ys), max([*ys, 0.0] if from_zero else ys), 4)
     frame, step = _Frame(min(xs), max(xs), ticks[0], ticks[-1]), ticks[1] - ticks[0]
-    lines = [_line(name if len(kept) > 1 else "", thinned(points), frame, times, len(kept) == 1 and ticks[0] >= 0) for name, points in kept]
+    filled, dotted = len(kept) == 1 and ticks[0] >= 0, len(ys) <= 40
+    lines = [_line(name if len(kept) > 1 else "", thinned(points), frame, times, filled, dotted) for name, points in kept]
     label = f"{title}: " + "; ".join(f"{name}, {len(points)} points from {_value(points[0][1])} to {_value(points[-1][1])}" for name, points in kept[:6])
     return render("lines", label=label, height=height, series=lines, along=_along(frame, times),
                   across=[(frame.y(t), tick_text(t, step), t == 0) for t in ticks])
@@ -139,8 +140,8 @@ def _value(y: float) -> str:
     return number(round(y)) if abs(y - round(y)) < 1e-9 else number(y)
 
 
-def _line(name: str, points: list[tuple[float, float]], frame: _Frame, times: bool, filled: bool) -> dict:
-    dots = points if len(points) <= 40 else points[-1:]
+def _line(name: str, points: list[tuple[float, float]], frame: _Frame, times: bool, filled: bool, dotted: bool) -> dict:
+    dots = points if dotted else points[-1:]
     words = [(frame.x(x), frame.y(y), f"{name + ', ' if name else ''}{_at(x) if times else number(round(x))}: {_value(y)}") for x, y in dots]
     return {"name": name, "path": frame.curve(points), "area": frame.area(points) if filled and len(points) > 1 else "", "dots": words}
 
@@ -212,17 +213,19 @@ class Dot:
     link: str = ""
 
 
-def _free(names: Sequence[dict], width: float, height: float, within: set[int]) -> set[int]:
-    "Which of the names (indices `within`) fit in a box of this many pixels, the first ones first."
-    taken: list[tuple[float, float, float, float]] = []
-    fit = set()
-    for k in sorted(within):
-        d = names[k]
+def _free(drawn: Sequence[dict], width: float, height: float, within: Sequence[int]) -> list[int]:
+    "Which of the names (indices `within`) fit in a box of this many pixels beside names and dots, the first ones first."
+    def box(d: dict) -> tuple[float, float, float, float]:
         x, y, long = d["x"] * width / 100 + d["dx"], d["y"] * height / 100, 6.9 * len(d["name"])
-        box = (x, x + long, y - 9, y + 9) if d["dx"] > 0 else (x - long, x, y - 9, y + 9)
-        if box[0] >= 0 and box[1] <= width and not any(box[0] < t[1] and t[0] < box[1] and box[2] < t[3] and t[2] < box[3] for t in taken):
-            taken.append(box)
-            fit.add(k)
+        return (x, x + long, y - 9, y + 9) if d["dx"] > 0 else (x - long, x, y - 9, y + 9)
+
+    taken = [(x - r, x + r, y - r, y + r) for x, y, r in ((d["x"] * width / 100, d["y"] * height / 100, 0.7 * d["r"]) for d in drawn)]
+    fit = []
+    for k in within:
+        left, right, top, bottom = box(drawn[k])
+        if left >= 0 and right <= width and not any(left < t[1] and t[0] < right and top < t[3] and t[2] < bottom for t in taken):
+            taken.append((left, right, top, bottom))
+            fit.append(k)
     return fit
 
 
@@ -241,7 +244,7 @@ def scatter_map(title: str, dots: Sequence[Dot], named: int = 40, height: int = 
         right = x < 60
         drawn.append({"x": x, "y": round(100 - y, 2), "r": r, "dx": (r + 4) * (1 if right else -1), "anchor": "start" if right else "end", "link": d.link,
                       "name": cut(d.name, 30), "text": f"{cut(d.name, 200)}: {_value(d.size)} {unit}"})
-    wide = _free(drawn, 960, height, set(range(min(named, len(drawn)))))
+    wide = _free(drawn, 960, height, range(min(named, len(drawn))))
     narrow = _free(drawn, 290, height, wide)
     drawn = [d | {"name": d["name"] if k in wide else "", "narrow": k in narrow} for k, d in enumerate(drawn)]
     label = f"{title}: {len(dots)} dots, the largest {', '.join(d.name for d in dots[:3])}"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'STYLE_MARK', 'ICON', 'TEMPLATES', 'THIN', 'STATES', 'PAGE_SIZE', 'SortQuery', 'OrderQuery', 'PageQuery',
-           'Row', 'NAV', 'POLICY', 'HEADERS', 'PAGE_ERRORS', 'number', 'duration', 'clock', 'cut', 'said', 'address',
-           'link', 'short', 'hotkey', 'video', 'when', 'badge', 'cell', 'render', 'Column', 'Listing', 'table', 'pager',
-           'card', 'facts', 'figures', 'pair', 'Site', 'NothingHere', 'wants_page', 'style_sheet', 'icon']
+           'Row', 'NAV', 'POLICY', 'HEADERS', 'PAGE_ERRORS', 'number', 'clock', 'cut', 'said', 'address', 'link',
+           'short', 'hotkey', 'video', 'when', 'badge', 'cell', 'render', 'Column', 'Listing', 'table', 'pager', 'card',
+           'facts', 'figures', 'pair', 'Site', 'NothingHere', 'wants_page', 'style_sheet', 'icon']
 
 # %% ../../nbs/14e_api_pages.ipynb #a4b786bc
 import hashlib
@@ -63,8 +63,8 @@ footer { max-width: 72rem; margin: 0 auto; padding: 1rem 1.25rem 3rem; color: va
 .said { unicode-bidi: isolate; overflow-wrap: anywhere }
 
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .75rem; padding: 1.25rem 1.4rem 1.35rem; margin-top: 1.4rem; min-width: 0 }
-.card > header { display: flex; flex-wrap: wrap; justify-content: space-between; align-items: baseline; gap: .2rem 1.5rem; margin-bottom: .9rem }
-.card > header p { margin: 0; color: var(--soft); font-size: .9rem; flex-basis: 100%; max-width: 46rem }
+.card > header { display: grid; grid-template-columns: minmax(0, 1fr) auto; align-items: baseline; gap: .2rem 1.5rem; margin-bottom: .9rem }
+.card > header p { margin: 0; color: var(--soft); font-size: .9rem; grid-column: 1 / -1; max-width: 46rem }
 .card > header > a { font-size: .9rem }
 .card > :last-child { margin-bottom: 0 }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 1.4rem; align-items: start }
@@ -76,13 +76,17 @@ footer { max-width: 72rem; margin: 0 auto; padding: 1rem 1.25rem 3rem; color: va
 .facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .4rem 1.8rem; margin: 0 }
 .facts dt { color: var(--soft) }
 .facts dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums }
-.facts .mono { white-space: normal }
+.facts .mono, .lead .mono { white-space: normal }
 
-.scroll { overflow-x: auto; margin: 0 -1.4rem; padding: 0 1.4rem }
+.scroll { overflow-x: auto; margin: 0 -1.4rem; padding: 0 1.4rem;
+  background: linear-gradient(90deg, var(--card) 30%, transparent) local left / 2.4rem 100% no-repeat,
+    linear-gradient(270deg, var(--card) 30%, transparent) local right / 2.4rem 100% no-repeat,
+    linear-gradient(90deg, var(--line), transparent) left / .8rem 100% no-repeat,
+    linear-gradient(270deg, var(--line), transparent) right / .8rem 100% no-repeat }
 .scroll:focus-visible { outline-offset: -2px }
 table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums }
 caption { text-align: left }
-th, td { text-align: left; padding: .55rem .8rem; border-bottom: 1px solid var(--line); vertical-align: baseline }
+th, td { text-align: left; padding: .55rem .8rem; border-bottom: 1px solid var(--line); vertical-align: top }
 th:first-child, td:first-child { padding-left: 0 }
 th:last-child, td:last-child { padding-right: 0 }
 tbody tr:last-child > * { border-bottom: 0 }
@@ -93,6 +97,8 @@ thead a:hover { color: var(--ink); text-decoration: underline }
 thead [aria-sort] a { color: var(--accent); font-weight: 650 }
 tbody th { font-weight: inherit }
 .num { text-align: right; white-space: nowrap }
+td a, tbody th a { text-decoration-color: color-mix(in srgb, currentColor 35%, transparent) }
+td a:hover, tbody th a:hover { text-decoration-color: currentColor }
 td .said { display: inline-block; min-width: 9rem; max-width: 34rem }
 time { white-space: nowrap }
 .empty { color: var(--soft); margin: 0; padding: 1.6rem 1rem; text-align: center; border: 1px dashed var(--line); border-radius: .5rem }
@@ -119,13 +125,13 @@ figure { margin: 0 }
 .chart.bare { padding: .3rem .2rem }
 .chart > svg { display: block; width: 100%; overflow: visible }
 .chart text { fill: var(--soft); font-size: 12px; font-variant-numeric: tabular-nums }
-.chart .name { fill: var(--ink) }
+.chart .name { fill: var(--ink); stroke: var(--card); stroke-width: 3px; stroke-linejoin: round; paint-order: stroke }
 .grid { stroke: var(--line); stroke-width: 1px; shape-rendering: crispEdges }
 .zero { stroke: var(--soft) }
 .curve { fill: none; stroke: currentColor; stroke-width: 2px; stroke-linejoin: round; stroke-linecap: round; vector-effect: non-scaling-stroke }
 .area { fill: currentColor; opacity: .1 }
 .dot { fill: currentColor }
-.bubble { fill: currentColor; fill-opacity: .35; stroke: currentColor; stroke-width: 1px }
+.bubble { fill: currentColor; fill-opacity: .22; stroke: currentColor; stroke-width: 1px }
 a:hover > .bubble { fill-opacity: .8 }
 .span { fill: currentColor; stroke: currentColor; stroke-width: 1px }
 .lane { fill: var(--hover) }
@@ -229,14 +235,6 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace(",", THIN).replace("-", "−")
 
 
-def duration(seconds: float) -> str:
-    "A length of time in its two largest units."
-    minutes, hours = divmod(int(seconds), 60), divmod(int(seconds) // 60, 60)
-    if seconds < 3600:
-        return f"{minutes[0]}{THIN}min {minutes[1]}{THIN}s" if minutes[0] else f"{minutes[1]}{THIN}s"
-    return f"{number(hours[0])}{THIN}h {hours[1]}{THIN}min"
-
-
 def clock(seconds: float) -> str:
     "A place in a film: m:ss, or h:mm:ss."
     minutes, rest = divmod(int(seconds), 60)
@@ -285,7 +283,7 @@ def video(video_id: str, start: int = 0) -> Markup:
 
 # %% ../../nbs/14e_api_pages.ipynb #e5f9004d
 def when(moment: str | datetime | float | None) -> Markup:
-    "A moment, UTC: an ISO 8601 text, a datetime or seconds since 1970. Another text is shown as it is, nothing as –."
+    "A moment, UTC as all times of the site: an ISO 8601 text, a datetime or seconds since 1970. Another text is shown as it is, nothing as –."
     if moment is None or moment == "":
         return Markup("–")
     try:
@@ -294,7 +292,7 @@ def when(moment: str | datetime | float | None) -> Markup:
         return said(str(moment), 40)
     at = at.replace(tzinfo=at.tzinfo or UTC).astimezone(UTC)
     text = f"{at.day} {at:%b %Y %H:%M}"
-    return Markup('<time datetime="{}">{} UTC</time>').format(at.isoformat(timespec="seconds").replace("+00:00", "Z"), text)
+    return Markup('<time datetime="{}">{}</time>').format(at.isoformat(timespec="seconds").replace("+00:00", "Z"), text)
 
 
 STATES = {"good": ("scored", "accepted", "answered", "valid", "paid", "open"), "warn": ("empty", "repeat", "unverified", "review", "waiting"),
