@@ -90,6 +90,7 @@ TEMPLATES.update({
 {% endfor %}</svg>
 {% for s in series %}{% set colour = loop.index0 % 6 %}{% for x, y, text in s.dots %}
 <circle class="dot s{{ colour }}" cx="{{ x }}%" cy="{{ y }}%" r="3.5"><title>{{ text }}</title></circle>
+{% endfor %}{% for x, text in s.fallen %}<circle class="dot bad" cx="{{ x }}%" cy="100%" r="4"><title>{{ text }}</title></circle>
 {% endfor %}{% endfor %}
 </svg></div></figure>""",
 })
@@ -118,19 +119,22 @@ class _Frame:
         return f"{self.curve(points)}V1000H{10 * self.x(points[0][0]):.5g}Z"
 
 
-def line_chart(title: str, series: Sequence[Series], times: bool = False, from_zero: bool = True, height: int = 220, empty: str = "Nothing yet.") -> Markup:
+def line_chart(title: str, series: Sequence[Series], times: bool = False, from_zero: bool = True, foot: float | None = None, height: int = 220,
+               empty: str = "Nothing yet.") -> Markup:
     """One or several lines over numbers or (`times`) moments; few points are shown as dots too. Series without points are left out.
 
-    Points that are not finite are left out. `from_zero`: the y axis holds 0."""
+    Points that are not finite are left out. `from_zero`: the y axis holds 0. Points below `foot` are red dots at the chart's
+    lower edge and stay out of the line: one of them would press the rest flat."""
     kept = [(s.name, [(x, y) for x, y in zip(s.xs, s.ys) if math.isfinite(x) and math.isfinite(y)]) for s in series]
     kept = [(name, points) for name, points in kept if points]
     if not kept:
         return Markup('<p class="empty">{}</p>').format(empty)
     xs, ys = ([p[i] for _, points in kept for p in points] for i in (0, 1))
+    ys = [max(y, foot) for y in ys] if foot is not None else ys
     ticks = nice_ticks(min([*ys, 0.0] if from_zero else ys), max([*ys, 0.0] if from_zero else ys), 4)
     frame, step = _Frame(min(xs), max(xs), ticks[0], ticks[-1]), ticks[1] - ticks[0]
     filled, dotted = len(kept) == 1 and ticks[0] >= 0, len(ys) <= 40
-    lines = [_line(name if len(kept) > 1 else "", thinned(points), frame, times, filled, dotted) for name, points in kept]
+    lines = [_line(name if len(kept) > 1 else "", thinned(points), frame, times, filled, dotted, foot) for name, points in kept]
     label = f"{title}: " + "; ".join(f"{name}, {len(points)} points from {_value(points[0][1])} to {_value(points[-1][1])}" for name, points in kept[:6])
     return render("lines", label=label, height=height, series=lines, along=_along(frame, times),
                   across=[(frame.y(t), tick_text(t, step), t == 0) for t in ticks])
@@ -140,10 +144,16 @@ def _value(y: float) -> str:
     return number(round(y)) if abs(y - round(y)) < 1e-9 else number(y)
 
 
-def _line(name: str, points: list[tuple[float, float]], frame: _Frame, times: bool, filled: bool, dotted: bool) -> dict:
+def _line(name: str, points: list[tuple[float, float]], frame: _Frame, times: bool, filled: bool, dotted: bool, foot: float | None) -> dict:
+    fallen = [p for p in points if foot is not None and p[1] < foot]
+    points = [p for p in points if foot is None or p[1] >= foot]
     dots = points if dotted else points[-1:]
-    words = [(frame.x(x), frame.y(y), f"{name + ', ' if name else ''}{_at(x) if times else number(round(x))}: {_value(y)}") for x, y in dots]
-    return {"name": name, "path": frame.curve(points), "area": frame.area(points) if filled and len(points) > 1 else "", "dots": words}
+
+    def words(x: float, y: float) -> str:
+        return f"{name + ', ' if name else ''}{_at(x) if times else number(round(x))}: {_value(y)}"
+
+    return {"name": name, "path": frame.curve(points) if points else "", "area": frame.area(points) if filled and len(points) > 1 else "",
+            "dots": [(frame.x(x), frame.y(y), words(x, y)) for x, y in dots], "fallen": [(frame.x(x), words(x, y)) for x, y in fallen]}
 
 
 def _at(seconds: float) -> str:
@@ -196,8 +206,9 @@ TEMPLATES.update({
 {% for d in dots %}<a{% if d.link %} href="{{ d.link }}" tabindex="-1"{% endif %}>
 <circle class="bubble s0" cx="{{ d.x }}%" cy="{{ d.y }}%" r="{{ d.r }}"><title>{{ d.text }}</title></circle></a>
 {% endfor %}
-{% for d in dots %}{% if d.name %}
-<text class="name{% if not d.narrow %} roomy{% endif %}" x="{{ d.x }}%" y="{{ d.y }}%" dx="{{ d.dx }}" dy="4" text-anchor="{{ d.anchor }}">{{ d.name }}</text>
+{% for d in dots %}{% if d.side %}
+<text class="name{% if not d.narrow %} roomy{% endif %}" x="{{ d.x }}%" y="{{ d.y }}%" dy="4"
+{%- if d.side == "right" %} dx="{{ d.r + 4 }}"{% else %} dx="-{{ d.r + 4 }}" text-anchor="end"{% endif %}>{{ d.name }}</text>
 {% endif %}{% endfor %}
 </svg></div></figure>""",
 })
@@ -213,19 +224,18 @@ class Dot:
     link: str = ""
 
 
-def _free(drawn: Sequence[dict], width: float, height: float, within: Sequence[int]) -> list[int]:
-    "Which of the names (indices `within`) fit in a box of this many pixels beside names and dots, the first ones first."
-    def box(d: dict) -> tuple[float, float, float, float]:
-        x, y, long = d["x"] * width / 100 + d["dx"], d["y"] * height / 100, 6.9 * len(d["name"])
-        return (x, x + long, y - 9, y + 9) if d["dx"] > 0 else (x - long, x, y - 9, y + 9)
-
-    taken = [(x - r, x + r, y - r, y + r) for x, y, r in ((d["x"] * width / 100, d["y"] * height / 100, 0.7 * d["r"]) for d in drawn)]
-    fit = []
-    for k in within:
-        left, right, top, bottom = box(drawn[k])
-        if left >= 0 and right <= width and not any(left < t[1] and t[0] < right and top < t[3] and t[2] < bottom for t in taken):
-            taken.append((left, right, top, bottom))
-            fit.append(k)
+def _place(drawn: Sequence[dict], width: float, height: float, sides: Mapping[int, Sequence[str]]) -> dict[int, str]:
+    "Which of the names (index -> sides to try) fit beside each other in a box of this many pixels, and on which side of their dots."
+    taken: list[tuple[float, float, float]] = []
+    fit: dict[int, str] = {}
+    for k, wanted in sides.items():
+        d = drawn[k]
+        x, y, near, far = d["x"] * width / 100, d["y"] * height / 100, d["r"] + 4, d["r"] + 4 + 6.9 * len(d["name"])
+        for side in wanted:
+            left, right = (x + near, x + far) if side == "right" else (x - far, x - near)
+            if k not in fit and left >= 0 and right <= width and not any(left < t[1] and t[0] < right and abs(y - t[2]) < 18 for t in taken):
+                taken.append((left, right, y))
+                fit[k] = side
     return fit
 
 
@@ -241,12 +251,10 @@ def scatter_map(title: str, dots: Sequence[Dot], named: int = 40, height: int = 
     for d in dots:
         x, y = (50.0 if high == low else round(6 + 88 * (v - low) / (high - low), 2) for v, low, high in ((d.x, x0, x1), (d.y, y0, y1)))
         r = round(3 + 19 * math.sqrt(max(0.0, d.size) / top) / (1 + len(dots) / 100), 1)
-        right = x < 60
-        drawn.append({"x": x, "y": round(100 - y, 2), "r": r, "dx": (r + 4) * (1 if right else -1), "anchor": "start" if right else "end", "link": d.link,
-                      "name": cut(d.name, 30), "text": f"{cut(d.name, 200)}: {_value(d.size)} {unit}"})
-    wide = _free(drawn, 960, height, range(min(named, len(drawn))))
-    narrow = _free(drawn, 290, height, wide)
-    drawn = [d | {"name": d["name"] if k in wide else "", "narrow": k in narrow} for k, d in enumerate(drawn)]
+        drawn.append({"x": x, "y": round(100 - y, 2), "r": r, "link": d.link, "name": cut(d.name, 30), "text": f"{cut(d.name, 200)}: {_value(d.size)} {unit}"})
+    wide = _place(drawn, 960, height, dict.fromkeys(range(min(named, len(drawn))), ("right", "left")))
+    narrow = _place(drawn, 290, height, {k: (side,) for k, side in wide.items()})
+    drawn = [d | {"side": wide.get(k), "narrow": k in narrow} for k, d in enumerate(drawn)]
     label = f"{title}: {len(dots)} dots, the largest {', '.join(d.name for d in dots[:3])}"
     return render("map", label=cut(label, 300), height=height, dots=drawn)
 

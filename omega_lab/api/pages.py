@@ -43,7 +43,7 @@ a:hover { text-decoration-thickness: 2px }
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap }
 
 .top { background: var(--card); border-bottom: 1px solid var(--line) }
-.top div { max-width: 72rem; margin: 0 auto; padding: .7rem 1.25rem; display: flex; flex-wrap: wrap; align-items: center; gap: .3rem 2rem }
+.top div { max-width: 77rem; margin: 0 auto; padding: .7rem 1.25rem; display: flex; flex-wrap: wrap; align-items: center; gap: .3rem 2rem }
 .brand { display: flex; align-items: center; gap: .6rem; font-weight: 650; letter-spacing: -.01em; color: var(--ink); text-decoration: none }
 .brand img { display: block }
 nav ul { display: flex; flex-wrap: wrap; gap: .1rem .3rem; list-style: none; margin: 0 -.6rem; padding: 0 }
@@ -51,13 +51,13 @@ nav a { display: block; padding: .3rem .6rem; border-radius: .4rem; color: var(-
 nav a:hover { color: var(--ink); background: var(--hover) }
 nav a[aria-current] { color: var(--accent); background: var(--tint); font-weight: 600 }
 
-main { max-width: 72rem; margin: 0 auto; padding: 2.2rem 1.25rem 1rem }
+main { max-width: 77rem; margin: 0 auto; padding: 2.2rem 1.25rem 1rem }
 main:focus { outline: none }
 h1 { font-size: 1.75rem; line-height: 1.2; letter-spacing: -.02em; font-weight: 680; margin: 0; overflow-wrap: anywhere }
 h2 { font-size: 1.06rem; line-height: 1.3; letter-spacing: -.005em; font-weight: 640; margin: 0 }
 h3 { font-size: 1rem; font-weight: 620; margin: 0 }
 .lead { color: var(--soft); max-width: 46rem; margin: .5rem 0 0; overflow-wrap: anywhere }
-footer { max-width: 72rem; margin: 0 auto; padding: 1rem 1.25rem 3rem; color: var(--soft); font-size: .87rem }
+footer { max-width: 77rem; margin: 0 auto; padding: 1rem 1.25rem 3rem; color: var(--soft); font-size: .87rem }
 .soft { color: var(--soft) }
 .mono { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: .9em; white-space: nowrap }
 .said { unicode-bidi: isolate; overflow-wrap: anywhere }
@@ -68,11 +68,12 @@ footer { max-width: 72rem; margin: 0 auto; padding: 1rem 1.25rem 3rem; color: va
 .card > header > a { font-size: .9rem }
 .card > :last-child { margin-bottom: 0 }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 1.4rem; align-items: start }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 1px; margin: 1.6rem 0 0; background: var(--line);
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 1px; margin: 1.6rem 0 0; background: var(--card);
   border: 1px solid var(--line); border-radius: .75rem; overflow: hidden }
-.figures div { background: var(--card); padding: .95rem 1.2rem; display: flex; flex-direction: column-reverse; justify-content: flex-end }
+.figures div { box-shadow: 0 0 0 1px var(--line); padding: .95rem 1.1rem; display: flex; flex-direction: column-reverse; justify-content: flex-end }
 .figures dt { color: var(--soft); font-size: .85rem; line-height: 1.35 }
-.figures dd { margin: 0; font-size: 1.55rem; line-height: 1.25; font-weight: 640; letter-spacing: -.02em; font-variant-numeric: tabular-nums }
+.figures dd { margin: 0; font-size: 1.35rem; line-height: 1.35; white-space: nowrap;
+  font-weight: 640; letter-spacing: -.02em; font-variant-numeric: tabular-nums }
 .facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .4rem 1.8rem; margin: 0 }
 .facts dt { color: var(--soft) }
 .facts dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums }
@@ -86,27 +87,27 @@ footer { max-width: 72rem; margin: 0 auto; padding: 1rem 1.25rem 3rem; color: va
 .scroll:focus-visible { outline-offset: -2px }
 table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums }
 caption { text-align: left }
-th, td { text-align: left; padding: .55rem .8rem; border-bottom: 1px solid var(--line); vertical-align: top }
+th, td { text-align: left; padding: .55rem .65rem; white-space: nowrap; border-bottom: 1px solid var(--line); vertical-align: top }
 th:first-child, td:first-child { padding-left: 0 }
 th:last-child, td:last-child { padding-right: 0 }
 tbody tr:last-child > * { border-bottom: 0 }
 tbody tr:hover > * { background: var(--hover) }
-thead th { color: var(--soft); font-weight: 550; font-size: .84rem; white-space: nowrap; vertical-align: bottom }
+thead th { color: var(--soft); font-weight: 550; font-size: .84rem; vertical-align: bottom }
 thead a { color: inherit; text-decoration: none }
 thead a:hover { color: var(--ink); text-decoration: underline }
 thead [aria-sort] a { color: var(--accent); font-weight: 650 }
 tbody th { font-weight: inherit }
-.num { text-align: right; white-space: nowrap }
+.num { text-align: right }
 td a, tbody th a { text-decoration-color: color-mix(in srgb, currentColor 35%, transparent) }
 td a:hover, tbody th a:hover { text-decoration-color: currentColor }
-td .said { display: inline-block; min-width: 9rem; max-width: 34rem }
+:is(td, th) .said { display: inline-block; min-width: 9rem; max-width: 34rem; white-space: normal }
 time { white-space: nowrap }
 .empty { color: var(--soft); margin: 0; padding: 1.6rem 1rem; text-align: center; border: 1px dashed var(--line); border-radius: .5rem }
 .pager { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem; margin-top: 1.1rem; font-size: .92rem; font-variant-numeric: tabular-nums }
 .pager p { margin: 0 auto 0 0; color: var(--soft) }
 .pager a, .pager span { padding: .28rem .7rem; border: 1px solid var(--line); border-radius: .4rem; text-decoration: none }
 .pager a:hover { border-color: var(--accent) }
-.pager span { color: var(--soft) }
+.pager span { color: var(--soft); border-color: transparent }
 
 .badge { display: inline-block; padding: .06rem .55rem; border-radius: 1rem; font-size: .82rem; font-weight: 570; line-height: 1.5; white-space: nowrap;
   color: var(--soft); background: var(--hover) }
@@ -153,6 +154,7 @@ a:hover > .bubble { fill-opacity: .8 }
   .figures { grid-template-columns: repeat(2, 1fr) }
   .facts { grid-template-columns: minmax(0, 1fr); gap: 0 }
   .facts dd { margin-bottom: .5rem }
+  :is(td, th) .said { width: max-content; min-width: 0; max-width: 15rem }
   .roomy { display: none }
 }
 @media (prefers-contrast: more) { :root { --soft: var(--ink); --line: currentColor } }
@@ -302,7 +304,7 @@ STATES = {"good": ("scored", "accepted", "answered", "valid", "paid", "open"), "
 def badge(state: str, kind: str | None = None) -> Markup:
     "A state as a small label; `kind` (good, warn, bad or quiet) where `STATES` does not know its colour."
     kind = kind or next((k for k, names in STATES.items() if state in names), "quiet")
-    return Markup('<span class="badge {}">{}</span>').format(kind, cut(state, 40))
+    return Markup('<span class="badge {}">{}</span>').format(kind, cut(state, 24))
 
 # %% ../../nbs/14e_api_pages.ipynb #16923a0b
 def cell(value: Any) -> Any:
@@ -414,7 +416,9 @@ def _heading(column: Column, listing: Listing | None) -> dict[str, Any]:
 
 
 def pager(listing: Listing, total: int, label: str = "Pages of the list") -> Markup:
-    "How many rows there are, which page this is, and the way to the others."
+    "How many rows there are, which page this is, and the way to the others; nothing for no rows."
+    if not total:
+        return Markup()
     page, pages = listing.at(total), listing.pages(total)
     steps = [("First", "first", 1), ("Previous", "prev", page - 1), ("Next", "next", page + 1), ("Last", "last", pages)]
     return render("pager", label=label, total=total, page=page, pages=pages,
