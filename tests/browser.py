@@ -24,11 +24,11 @@ CONTRAST = """least => {
   const linear = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
   const luminance = c => 0.2126 * linear(c[0]) + 0.7152 * linear(c[1]) + 0.0722 * linear(c[2]);
   const canvas = matchMedia('(prefers-color-scheme: dark)').matches ? [18, 18, 18, 1] : [255, 255, 255, 1];
-  const ground = element => {
-    const layers = [];
-    for (let e = element; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c && c[3]) layers.push(c) }
-    return layers.reverse().reduce((below, top) => over(top, below), canvas) };
-  const fade = element => { let f = 1; for (let e = element; e; e = e.parentElement) f *= +getComputedStyle(e).opacity; return f };
+  const once = make => { const known = new Map(); return e => { if (!known.has(e)) known.set(e, make(e)); return known.get(e) } };
+  const ground = once(e => {
+    const below = e.parentElement ? ground(e.parentElement) : canvas, own = parse(getComputedStyle(e).backgroundColor);
+    return own ? over(own, below) : below });
+  const fade = once(e => +getComputedStyle(e).opacity * (e.parentElement ? fade(e.parentElement) : 1));
   const shapes = (element, x, y) => document.elementsFromPoint(x, y).filter(e => ['rect', 'circle', 'path'].includes(e.tagName)
     && e.compareDocumentPosition(element) & Node.DOCUMENT_POSITION_FOLLOWING).reverse();
   const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);

@@ -256,6 +256,17 @@ def chromium():
 
 
 @seen
+def test_the_browser_tells_what_cannot_be_read(chromium):
+    with Visit(chromium, "http://127.0.0.1") as visit:
+        visit.page.set_content("""<!doctype html><body style="margin: 0; background: #fff; color: #000">
+            <p>plain</p><p style="color: #999">grey</p><p style="opacity: .4">faded</p><i style="display: none; color: #fff">not shown</i>
+            <div style="background: rgba(0, 0, 0, .9)"><b>dark on dark</b></div><p style="width: 1300px">wide</p>
+            <svg width="200" height="90"><rect width="200" height="40"/><text x="5" y="20">black on black</text><text x="5" y="70">on white</text></svg>""")
+        assert [line.split('"')[1] for line in visit.unreadable()] == ["grey", "faded", "dark on dark", "black on black"]
+        assert visit.sticks_out() == 1300 - 1280
+
+
+@seen
 @pytest.mark.parametrize("site", ["empty", "small"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_can_be_read(sites, chromium, site, scheme):

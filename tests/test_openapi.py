@@ -161,7 +161,6 @@ def test_what_anyone_may_read_of_the_service(service, doors, operation):
     assert set(play(service, doors, operation, GenerationMode.POSITIVE, False, 3)) == {200}
 
 
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["allowed", "forbidden"])
-@pytest.mark.parametrize("operation", PAGES)
+@pytest.mark.parametrize(("operation", "mode"), [(o, GenerationMode.POSITIVE) for o in PAGES] + [(o, GenerationMode.NEGATIVE) for o in PAGES[2:7]])
 def test_no_address_breaks_a_page(service, doors, operation, mode):
     assert set(play(service, doors, operation, mode, False, 20)) <= {0, 200, 404, 422}
