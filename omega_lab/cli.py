@@ -23,6 +23,7 @@ import omega_lab
 
 from .flags import Flag, FlagError, overrides, with_flags
 from .focus.commands import focus
+from .focus.market_commands import market
 from .settings import LogSettings, SettingsError, load_settings, settings_ini
 from .terminal import fail, parse_pairs
 
@@ -245,15 +246,16 @@ def show(endpoint: Endpoint = "local", netuid: Netuid = 24) -> None:
 def api(state: Annotated[str | None, typer.Option(help="the service's folder")] = None, set_: Set = []) -> None:  # noqa: B006
     "The shared service of many validators, until a signal ends it. It does not update itself (\\[update] auto is for neurons): `omega-lab update`, restart."
     from omega_lab.api import BookError
-    from omega_lab.api.app import serve
+    from omega_lab.api.serve import serve
     from omega_lab.chain import ChainError
+    from omega_lab.focus.tables import MarketError
     from omega_lab.serving import ServerFailed
 
     try:
         serve(load_settings(parse_pairs(set_)), state)
     except SettingsError as error:
         fail(str(error), 2)
-    except (BookError, ChainError, ServerFailed, OSError) as error:
+    except (BookError, ChainError, MarketError, ServerFailed, OSError) as error:
         fail(str(error))
 
 # %% ../nbs/16c_cli.ipynb #e41c2c0f
@@ -312,6 +314,7 @@ def update(set_: Set = []) -> None:  # noqa: B006
 
 # %% ../nbs/16c_cli.ipynb #f0c05e82
 app.add_typer(focus, name="focus")
+app.add_typer(market, name="market")
 
 # %% ../nbs/16c_cli.ipynb #f346c3c3
 @app.command()

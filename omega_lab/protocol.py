@@ -60,7 +60,7 @@ class VideoResponse(Wire):
     video_metadata: list[Clip] = Field(max_length=MAX_CLIPS)
 
 # %% ../nbs/01_protocol.ipynb #cc27c353
-def parse(model: type[Wire], body: bytes):
+def parse(model: type[BaseModel], body: bytes):
     "`body` as a `model`; raises `WireError` naming the first field that is wrong."
     try:
         return model.model_validate_json(body)

@@ -192,7 +192,8 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 # the lab's own errors: their sentence names the value and the remedy, a traceback would add nothing
-CLEAR = frozenset({"ChainError", "FocusError", "MediaError", "NotAllowed", "ServerFailed", "SettingsError", "StoreError", "TopicError"})
+CLEAR = frozenset({"BuyerBusy", "ChainDown", "ChainError", "FocusError", "MarketError", "MediaError", "NotAllowed", "ServerFailed",
+                   "ServiceDown", "ServiceRefused", "ServiceUntrue", "SettingsError", "StoreError", "TopicError"})
 
 
 def traceback_tail(traceback: Sequence[str] | None, lines: int = 6) -> list[str]:

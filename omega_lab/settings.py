@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SettingsError', 'Section', 'NetworkSettings', 'WalletSettings', 'EncoderSettings', 'SourceSettings', 'MinerSettings',
-           'LanguageSettings', 'ValidatorSettings', 'ServiceSettings', 'ChecksSettings', 'ScoringSettings',
-           'TasksSettings', 'FocusSettings', 'JudgeSettings', 'RecorderSettings', 'CorpusSettings', 'PathsSettings',
-           'ScheduleSettings', 'LogSettings', 'UpdateSettings', 'Settings', 'settings_file', 'load_settings',
-           'settings_ini']
+           'LanguageSettings', 'ValidatorSettings', 'ServiceSettings', 'ApiSettings', 'ChecksSettings',
+           'ScoringSettings', 'TasksSettings', 'FocusSettings', 'JudgeSettings', 'RecorderSettings', 'MarketSettings',
+           'BuyerSettings', 'CorpusSettings', 'PathsSettings', 'ScheduleSettings', 'LogSettings', 'UpdateSettings',
+           'Settings', 'settings_file', 'load_settings', 'settings_ini']
 
 # %% ../nbs/00_settings.ipynb #75f325d7
 import configparser
@@ -126,6 +126,16 @@ class ServiceSettings(Section):
     per_minute: int = Field(600, ge=1, description="requests a minute answered to one hotkey")
     max_body_bytes: int = Field(8_000_000, ge=10_000, description="largest request body, bytes")
 
+# %% ../nbs/00_settings.ipynb #a9150001
+class ApiSettings(Section):
+    "Who may ask the service beside hotkeys, and how often."
+    legacy_auth: bool = Field(False, description="miners may also show the network's old signature (HTTP Basic: hotkey, and its signature of its own "
+                              "address); whoever has seen it once can use it for ever")
+    anonymous_per_minute: int = Field(300, ge=1, description="requests a minute answered to one address that shows neither signature nor key")
+    key_per_minute: int = Field(1200, ge=1, description="requests a minute answered to one API key")
+    session_minutes: float = Field(480.0, gt=0, description="how long a reviewer stays signed in in a browser, minutes")
+    workers: int = Field(1, ge=0, le=16, description="recordings judged at the same time by this process; 0: none, others do it")
+
 # %% ../nbs/00_settings.ipynb #8ecbdb50
 class ChecksSettings(Section):
     "How much of a response is fetched and recomputed. Part of the score hash."
@@ -207,6 +217,38 @@ class RecorderSettings(Section):
     nonce_seconds: float = Field(6.0, ge=2, le=60, description="how long the one-time nonce stands on the screen, seconds")
     inputs: Literal["counts", "full", "off"] = Field(
         "counts", description="input events: counts (kinds and times) | full (also positions, clicks, redacted keys; asks for consent) | off")
+    service: str = Field("", description="address of the service that recordings are offered to; its key comes from FOCUS_API_KEY alone")
+
+# %% ../nbs/00_settings.ipynb #a9150002
+class MarketSettings(Section):
+    "The Focus market (section 6 of the protocol)."
+    database: str = Field("", description="SQLAlchemy URL, for several API processes postgresql+psycopg://USER@HOST/NAME; empty: SQLite in the service's "
+                          "folder. A user:password@ in it is never stored or shown; best given in the environment")
+    folder: str = Field("", description="recordings, evidence and verdicts of the service; empty: focus in the service's folder")
+    reservation_minutes: float = Field(20.0, gt=0, description="time to pay for what was reserved, minutes of 60 / 12 blocks")
+    reservations: int = Field(5, ge=1, description="recordings that one hotkey may have reserved at the same time")
+    lapses: int = Field(5, ge=1, description="reservations lapsed in a row that ban a hotkey")
+    ban_hours: float = Field(24.0, ge=0, description="how long it is banned, hours")
+    late_days: float = Field(7.0, ge=0, description="how long after its end a reservation's payment is still looked for, days of 7200 blocks")
+    emission_tao: float = Field(0.0, ge=0, description="TAO that the subnet is given in a block; 0: as the chain says")
+    emission_share: float = Field(0.41, ge=0, le=1, description="share of it that the miners' purchases may reach, before the focus share")
+    stop_at: float = Field(0.9, ge=0, le=1, description="purchases stop when so much of the day's budget is spent or reserved")
+    full_share: float = Field(0.01, gt=0, le=1, description="price of a recording with the final score 1, as a share of its pool")
+    marketplace_pool: float = Field(0.5, ge=0, le=1, description="share of the budget with fixed prices, for MARKETPLACE tasks; the rest follows the scores")
+    boosted_pool: float = Field(0.4, ge=0, le=1, description="share of what follows the scores that is for BOOSTED tasks, in the map of percentages")
+    watch_seconds: float = Field(6.0, gt=0, description="how often the chain is looked at for payments, seconds")
+
+# %% ../nbs/00_settings.ipynb #a9150003
+class BuyerSettings(Section):
+    "A miner that buys recordings."
+    service: str = Field("", description="address of the service that runs the market, e.g. https://focus.example.org")
+    service_hotkey: str = Field("", description="hotkey that the service signs with, ss58")
+    budget_tao: float = Field(0.0, ge=0, description="most that the unattended buyer spends in 24 hours, TAO")
+    max_price_tao: float = Field(0.0, ge=0, description="dearest recording that the unattended buyer takes, TAO")
+    min_score: float = Field(0.0, ge=0, le=10, description="least final score that the unattended buyer takes")
+    most: int = Field(3, ge=1, description="most recordings that the unattended buyer takes in one round")
+    keep_tao: float = Field(0.1, ge=0, description="what stays in the coldkey in any case, TAO")
+    unstake: bool = Field(False, description="take what is missing from the stake behind the own hotkey; off: buy only what the coldkey can pay")
 
 # %% ../nbs/00_settings.ipynb #31816da8
 class CorpusSettings(Section):
@@ -257,12 +299,15 @@ class Settings(Section):
     language: LanguageSettings = LanguageSettings()
     validator: ValidatorSettings = ValidatorSettings()
     service: ServiceSettings = ServiceSettings()
+    api: ApiSettings = ApiSettings()
     checks: ChecksSettings = ChecksSettings()
     scoring: ScoringSettings = ScoringSettings()
     tasks: TasksSettings = TasksSettings()
     focus: FocusSettings = FocusSettings()
     judge: JudgeSettings = JudgeSettings()
     recorder: RecorderSettings = RecorderSettings()
+    market: MarketSettings = MarketSettings()
+    buyer: BuyerSettings = BuyerSettings()
     corpus: CorpusSettings = CorpusSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     log: LogSettings = LogSettings()

@@ -98,6 +98,9 @@ MIGRATIONS = [[
     "create table uploads(round bigint primary key, acknowledged timestamp not null, index_version bigint not null)",
     "alter table weights add column sealed boolean default false",
     "create table about(what varchar primary key, value varchar not null)",
+], [
+    """create table purchases(round bigint, hotkey varchar, recordings integer not null, spent_rao bigint not null, total_rao bigint not null,
+       share double not null, told_at timestamp not null, primary key (round, hotkey))""",
 ]]
 
 # %% ../nbs/08_store.ipynb #80872224
@@ -270,6 +273,23 @@ class Store:
                 verdict.query_relevance, evidence.model_dump_json(), row if enters else None])
             row += enters
         return row
+
+    def keep_purchases(self, number: int, told_at: datetime, rows: Mapping[str, tuple[int, int, int, float]]) -> None:
+        """What the Focus market says of the last 24 hours, hotkey -> (recordings, rao spent, rao spent by all, share): the Focus scores from now on.
+
+        They are no averages: who buys nothing more has nothing a day later. Kept with round `number`."""
+        def write():
+            self._con.execute("delete from averages where task = 'focus'")
+            self._con.execute("insert or replace into about values ('purchases told', ?)", [told_at.isoformat()])
+            for hotkey, row in rows.items():
+                self._con.execute("insert or replace into purchases values (?, ?, ?, ?, ?, ?, ?)", [number, hotkey, *row, told_at])
+                self._con.execute("insert into averages values ('focus', ?, -1, ?)", [hotkey, row[3]])
+        self._transaction(write)
+
+    def purchases_told(self) -> datetime | None:
+        "When the market was heard last."
+        row = self._con.execute("select value from about where what = 'purchases told'").fetchone()
+        return datetime.fromisoformat(row[0]) if row else None
 
     def forget(self, hotkeys: Sequence[str]) -> None:
         "Drop the averages of hotkeys that left the subnet: whoever takes their place starts at zero, for every task."

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from omega_lab.api.app import start_service, stop_service
+from omega_lab.api.serve import start_service, stop_service
 from omega_lab.chain import Chain, dev_wallet, open_wallet, sign_request
 from omega_lab.chain.localnet import LocalNet
 from omega_lab.embedding import CachedEncoder, get_encoder

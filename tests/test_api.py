@@ -21,9 +21,10 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from omega_lab.api import Book, BookError, Conflict, ServiceClient, ServiceDown, ServiceRefused, ServiceUntrue, Space, Unfit
-from omega_lab.api.app import Door, Rotation, Service, make_app, start_service, stop_service
+from omega_lab.api.app import Door, Rotation, Service, make_app
 from omega_lab.api.book import each_unit
 from omega_lab.api.models import JudgedAudio, JudgedClip, NoveltyQuestion, Submission
+from omega_lab.api.serve import start_service, stop_service
 from omega_lab.chain import Chain, Metagraph, Neuron, dev_wallet, open_wallet, sign_request
 from omega_lab.chain.auth import Gate
 from omega_lab.chain.localnet import LocalNet
@@ -279,7 +280,7 @@ def test_audio_is_kept_as_it_is(place):
 
 @pytest.mark.full
 def test_a_second_process_is_told(place):
-    second = subprocess.run([sys.executable, "-m", "omega_lab.api.app", str(place[2])], capture_output=True, text=True, timeout=180)
+    second = subprocess.run([sys.executable, "-m", "omega_lab.api.serve", str(place[2])], capture_output=True, text=True, timeout=180)
     assert second.returncode and f"owned by another process (pid {place[0].pid})" in second.stderr
 
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from test_validator import GOLDEN, TAO, enroll, start_miners
 
-from omega_lab.api.app import start_service, stop_service
+from omega_lab.api.serve import start_service, stop_service
 from omega_lab.chain import Chain, open_wallet
 from omega_lab.chain.localnet import localnet_process
 from omega_lab.chain.weights import to_u16

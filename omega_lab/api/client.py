@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 
 import httpx
 import numpy as np
+from pydantic import BaseModel
 
 from .models import AudioReceipt, Health, JudgedAudio, Nearest, NoveltyQuestion, NoveltyReply, Proxy, Receipt, Scores, Submission
+from .wares import PurchaseScores
 from ..chain.auth import AnswerReceipt, ReceiptError, exchange_of, sign_request, verify_response
 from ..novelty import Neighbours, unit
 from ..protocol import Wire, WireError, parse
@@ -53,7 +55,7 @@ class NoveltyAnswer(Neighbours):
 # %% ../../nbs/14d_api_client.ipynb #2a7db0f2
 MAX_ANSWER = 16_000_000  # bytes
 AGAIN = {429, 500, 502, 503, 504}  # statuses that may be another one in a moment
-Reply = TypeVar("Reply", bound=Wire)
+Reply = TypeVar("Reply", bound=BaseModel)
 
 
 def detail_of(status: int, body: bytes) -> str:
@@ -111,6 +113,10 @@ class ServiceClient:
         "What became of one's own answers (a miner's question), newest first."
         page = "" if before is None else f"&before={before}"
         return self._ask("GET", f"/api/check_score?limit={limit}{page}", None, Scores)[0]
+
+    def purchase_scores(self) -> PurchaseScores:
+        "What the miners bought on the Focus market in the last 24 hours."
+        return self._ask("GET", "/api/focus/miner_purchase_scores", None, PurchaseScores)[0]
 
     def health(self, timeout: float = 3.0) -> Health | None:
         "What the service says of itself, unsigned; None when nothing of that kind answers within `timeout` seconds. Asked once."

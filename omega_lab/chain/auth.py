@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REFUSALS', 'ANSWER_TAG', 'HEADER_SIGNED_AT', 'HEADER_ANSWER_SIGNATURE', 'CLOCK_SLACK', 'key_remedy', 'open_wallet',
-           'DevWallet', 'dev_wallet', 'sign_request', 'NonceStore', 'Refused', 'authenticate', 'authorise', 'Gate',
-           'ReceiptError', 'Exchange', 'sha256', 'exchange_of', 'AnswerReceipt', 'sign_response', 'signature_holds',
-           'verify_receipt', 'verify_response']
+           'DevWallet', 'dev_wallet', 'sign_request', 'NonceStore', 'Refused', 'authenticate', 'authorise', 'Meter',
+           'Gate', 'ReceiptError', 'Exchange', 'sha256', 'exchange_of', 'AnswerReceipt', 'sign_response',
+           'signature_holds', 'verify_receipt', 'verify_response']
 
 # %% ../../nbs/10c_chain_auth.ipynb #1bc1006a
 import hashlib
@@ -160,6 +160,29 @@ def authorise(caller: Neuron | None, min_stake_rao: int, need_permit: bool) -> N
         raise Refused(403, f"stake too low: {in_tao(caller.stake_rao)}, {in_tao(min_stake_rao)} needed")
     return caller
 
+# %% ../../nbs/10c_chain_auth.ipynb #5ae7e9a1
+class Meter:
+    "Counts what each caller asked within the last minute; one beyond `per_minute` is Refused (429)."
+
+    def __init__(self, per_minute: int):
+        self.per_minute = per_minute
+        self._recent: dict[str, deque[float]] = {}
+        self._lock, self._swept = threading.Lock(), time.monotonic()
+
+    def count(self, caller: str) -> None:
+        "One more request of this caller."
+        with self._lock:
+            now = time.monotonic()
+            if now - self._swept > 60:  # who stayed away is forgotten
+                self._recent = {name: times for name, times in self._recent.items() if times and times[-1] > now - 60}
+                self._swept = now
+            times = self._recent.setdefault(caller, deque())
+            while times and times[0] <= now - 60:
+                times.popleft()
+            if len(times) >= self.per_minute:
+                raise Refused(429, f"too many requests: {self.per_minute} a minute are answered")
+            times.append(now)
+
 # %% ../../nbs/10c_chain_auth.ipynb #245195f5
 class Gate:
     """Lets in whom `receiver` (our hotkey) should answer.
@@ -176,8 +199,7 @@ class Gate:
         if (fresh := max_age + http_auth.DEFAULT_ALLOWED_SKEW) > self.nonces.retention:
             raise ValueError(f"requests stay fresh for {fresh} s, nonces are remembered for {self.nonces.retention} s:"
                              " give the NonceStore a longer retention")
-        self._recent: dict[str, deque[float]] = {}
-        self._lock = threading.Lock()
+        self._meter = Meter(per_minute) if per_minute else None
 
     def check(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Neuron:
         "The caller. `path` is the request target with its query, `body` the raw bytes. Raises Refused."
@@ -193,15 +215,8 @@ class Gate:
 
     def count(self, hotkey: str) -> None:
         "Refuse a hotkey that asked `per_minute` times within the last minute."
-        if self.per_minute is None:
-            return
-        with self._lock:
-            now, times = time.monotonic(), self._recent.setdefault(hotkey, deque())
-            while times and times[0] <= now - 60:
-                times.popleft()
-            if len(times) >= self.per_minute:
-                raise Refused(429, f"too many requests: {self.per_minute} a minute are answered")
-            times.append(now)
+        if self._meter:
+            self._meter.count(hotkey)
 
 # %% ../../nbs/10c_chain_auth.ipynb #092613d1
 ANSWER_TAG = "omega-lab-answer/1"

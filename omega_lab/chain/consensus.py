@@ -193,6 +193,9 @@ def dispatch(storage: Storage, who: str, call: dict[str, Any]) -> list[Event]:
     if function == "add_stake_limit":
         args.pop("allow_partial")  # all or nothing is the same at a fixed price
         return add_stake(storage, who, **args)
+    if function == "remove_stake_limit":
+        args.pop("allow_partial")
+        return remove_stake(storage, who, **args)
     if (rule := CALLS.get((pallet, function))) is None:
         raise DispatchError("CannotLookup")  # a real call this model has no rule for
     return rule(storage, who, **args)
@@ -225,7 +228,7 @@ def lets_through(kind: str, call: dict[str, Any]) -> bool:
     args = {arg["name"]: arg["value"] for arg in call["call_args"]}
     return {"Any": True, "Transfer": transfers, "NonTransfer": not transfers,
             "SmallTransfer": transfers and args.get("value", SMALL_TRANSFER_RAO) < SMALL_TRANSFER_RAO,
-            "Staking": function in ("add_stake", "add_stake_limit", "remove_stake"),
+            "Staking": function in ("add_stake", "add_stake_limit", "remove_stake", "remove_stake_limit"),
             "Registration": function == "burned_register"}.get(kind, False)
 
 # %% ../../nbs/10g_chain_consensus.ipynb #d6d0805a

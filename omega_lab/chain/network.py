@@ -18,6 +18,7 @@ from bittensor_core import get_encrypted_commit_v2
 
 from .beacon import encode_row, seal
 from .link import ChainDown, ChainError, Link
+from .state import RAO_PER_TAO
 from .submit import send
 from .weights import WeightRules, WeightsResult, check_weights, fit, wait_blocks
 from ..settings import Settings
@@ -198,6 +199,30 @@ class ChainReader:
         "Free balance of an address, in rao."
         return self.link.read("reading a balance", lambda c: c.balances.balance(ss58)).rao
 
+    def block_hash(self, number: int) -> str:
+        "The hash of the block at this height."
+        return str(self.link.read(f"reading the hash of block {number}", lambda c: c.substrate.block_hash(number)))
+
+    def final_block(self) -> int:
+        "The number of the newest final block."
+        return self.link.read("reading the last final block", lambda c: c.finalized_block())
+
+    def pending(self, ss58: str) -> bool:
+        "Whether the node has something signed by this address that is in no block yet."
+        async def ask(client: Any) -> bool:
+            account = await client.query(("System", "Account"), [ss58])
+            return await client.substrate.raw.get_account_next_index(ss58, use_cache=False) > account["nonce"]
+        return self.link.read("asking what waits for a block", ask)
+
+    def emission_rao(self) -> int:
+        "TAO that the subnet is given in a block, in rao."
+        return int(self.link.read("reading the emission", lambda c: c.query(("SubtensorModule", "SubnetTaoInEmission"), [self.netuid])) or 0)
+
+    def alpha_rao(self) -> int:
+        "Price of one of the subnet's own coins, in rao."
+        price = self.link.read("reading the price of alpha", lambda c: c.substrate.runtime_call("SwapRuntimeApi", "current_alpha_price", [self.netuid]))
+        return int(price)
+
     def weights(self, uid: int) -> dict[int, int]:
         "The row of weights a validator has on chain, uid -> u16; empty when it never set any."
         row = self.link.read("reading weights", lambda c: c.query(("SubtensorModule", "Weights"), [self.netuid, uid]))
@@ -254,6 +279,12 @@ class Chain(ChainReader):
         intent = bt.AddStake(hotkey_ss58=wallet.hotkey.ss58_address, netuid=self.netuid,
                              amount_tao=bt.Balance.from_rao(rao))
         return self._send(f"staking {rao} rao", wallet, intent)
+
+    def remove_stake(self, wallet: Any, rao: int) -> Receipt:
+        "Take alpha worth about `rao` TAO at the present price back from the wallet's hotkey into its coldkey. A price that falls by 5 % meanwhile ends it."
+        alpha = -(-rao * RAO_PER_TAO // self.alpha_rao())
+        intent = bt.RemoveStake(hotkey_ss58=wallet.hotkey.ss58_address, netuid=self.netuid, amount_alpha=bt.Balance.from_rao(alpha, self.netuid))
+        return self._send(f"taking back {rao} rao of stake", wallet, intent)
 
     def register(self, wallet: Any) -> int:
         "Give the wallet's hotkey a uid, paying the subnet's price; returns it. Registered already: costs nothing."

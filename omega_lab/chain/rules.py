@@ -63,7 +63,7 @@ def write_genesis(storage: Storage, genesis: Genesis) -> None:
         "CommitRevealWeightsEnabled": genesis.commit_reveal, "RevealPeriodEpochs": genesis.reveal_period,
         "MaxAllowedValidators": genesis.max_validators,
         "MaxAllowedUids": genesis.max_uids, "ImmunityPeriod": genesis.immunity_period,
-        "ServingRateLimit": genesis.serving_rate_limit, "Burn": genesis.burn_rao,
+        "ServingRateLimit": genesis.serving_rate_limit, "Burn": genesis.burn_rao, "SubnetTaoInEmission": genesis.emission_rao,
     }
     for item, value in items.items():
         storage.put("SubtensorModule", item, genesis.netuid, value=value)
@@ -292,9 +292,12 @@ def change_stake(storage: Storage, coldkey: str, hotkey: str, netuid: int, rao: 
     storage.put("SubtensorModule", "TotalStake", value=storage.get("SubtensorModule", "TotalStake") + rao)
 
 # %% ../../nbs/10f_chain_rules.ipynb #758c3cbc
-def remove_stake(storage: Storage, who: str, hotkey: str, netuid: int, amount_unstaked: int) -> list[Event]:
-    "Coldkey `who` takes stake back from a hotkey; more than it holds is refused."
+def remove_stake(storage: Storage, who: str, hotkey: str, netuid: int, amount_unstaked: int,
+                 limit_price: int | None = None) -> list[Event]:
+    "Coldkey `who` takes stake back from a hotkey at price 1; more than it holds, or a `limit_price` above that, is refused."
     need_subnet(storage, netuid)
+    if limit_price is not None and limit_price > RAO_PER_TAO:
+        raise refuse(storage, "SlippageTooHigh")
     if (storage.get("SubtensorModule", "Alpha", hotkey, who, netuid)["bits"] >> 64) < amount_unstaked:
         raise refuse(storage, "NotEnoughStakeToWithdraw")
     change_stake(storage, who, hotkey, netuid, -amount_unstaked)

@@ -140,6 +140,10 @@ class Book:
             raise FocusError(f"{'several recordings match' if found else 'no recording matches'} {name!r}; there are: {known}")
         return found[0]
 
+    def read(self, recording: str) -> Recording:
+        "The recording with exactly this id. Raises `FocusError`."
+        return self._read(self.path(recording) / "record.json")
+
     def _read(self, path: Path) -> Recording:
         try:
             return Recording.model_validate_json(path.read_bytes())
@@ -184,12 +188,12 @@ class Book:
         parts = sorted((self.path(recording) / "parts").glob("part-*.mp4"))
         joined = join_parts(parts, self.path(recording) / "joined.mp4")
         note = f"{len(parts) - len(joined.skipped)} clips joined" + (f", {len(joined.skipped)} empty ones left out" if joined.skipped else "")
-        taken = self._take(recording, joined.path, f"{recording.task.title}.mp4", "mp4", note)
+        taken = self.take(recording, joined.path, f"{recording.task.title}.mp4", "mp4", note)
         shutil.rmtree(self.path(recording) / "parts")
         return taken
 
-    def _take(self, recording: Recording, film: Path, name: str, kind: str, note: str) -> Recording:
-        "Lay a film under its hash."
+    def take(self, recording: Recording, film: Path, name: str, kind: str, note: str) -> Recording:
+        "Lay a film that was checked under its hash: the recording is whole."
         digest = file_sha256(film)
         size = film.stat().st_size
         os.replace(film, self.folder / "media" / f"{digest}.{kind}")
@@ -210,11 +214,11 @@ class Book:
             while data := source.read(4 << 20):
                 say(upload.write(upload.offset, data), upload.size)
         kind = upload.finish(file.name)
-        return self._take(self.begin(task, nonce), upload.part, file.name, kind, "handed in")
+        return self.take(self.begin(task, nonce), upload.part, file.name, kind, "handed in")
 
-    def delete(self, recording: Recording) -> None:
-        "Remove a recording with everything made of it; a film that another recording shares stays. Raises `FocusError` once it is submitted."
-        if recording.state == "SUBMITTED":
+    def delete(self, recording: Recording, submitted: bool = False) -> None:
+        "Remove a recording with everything made of it; a film that another recording shares stays. Raises `FocusError` for a submitted one unless told so."
+        if recording.state == "SUBMITTED" and not submitted:
             raise FocusError(f"{recording.id} is submitted: others rely on it, and it stays")
         with self._alone():
             shared = any(r.sha256 == recording.sha256 for r in self.all() if r.id != recording.id)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['focus', 'tasks', 'Set', 'Which', 'CONSENT', 'opened', 'task_new', 'task_list', 'agreed', 'record', 'finish', 'upload',
-           'nonce', 'list_', 'score', 'verdict_lines', 'show', 'submit', 'delete', 'review']
+           'nonce', 'list_', 'score', 'verdict_lines', 'show', 'submit', 'offer', 'delete', 'review']
 
 # %% ../../nbs/16i_focus_commands.ipynb #d8080d03
 import select
@@ -343,6 +343,34 @@ def submit(which: Which, yes: Annotated[bool, typer.Option("--yes", help="do not
         if recording.state == "READY" and not yes and not (sys.stdin.isatty() and typer.confirm(question)):
             fail("not submitted; answer yes, or say --yes")
         typer.echo(f"{book.submit(recording, settings).id} is submitted")
+
+
+@focus.command()
+def offer(which: Which, payee: Annotated[str, typer.Option(help="coldkey address that is paid (ss58)")],
+          frames: Annotated[bool, typer.Option("--frames", help="let everybody see its key frames and the text on them")] = False,
+          yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False, set_: Set = []) -> None:  # noqa: B006
+    "Offer a recording on a market: upload it, wait for the service's own verdict, and put it up for sale if you agree."
+    from omega_lab.api.seller import SellerClient, SellerError, offer_recording
+    from omega_lab.chain.state import in_tao
+
+    with opened(set_) as (settings, book):
+        recording = book.get(which)
+        try:
+            with SellerClient.of(settings) as client:
+                told = offer_recording(client, book, recording, typer.echo)
+                typer.echo("\n".join([f"the service says: {told.state}, score {told.final_score if told.final_score is not None else 'none'}",
+                                      *(f"  why: {reason}" for reason in told.reasons[:6])]))
+                if told.state != "READY":
+                    later = ", a person looks at it first" if "REVIEW" in told.state else ""
+                    fail(f"{told.video_id} is {told.state} at the service: it cannot be put up for sale{later}")
+                worth = in_tao(told.estimated_reward_rao) if told.estimated_reward_rao is not None else "an amount that is known when the chain answers"
+                shown = "its score, why, when what was seen" + (", and its key frames" if frames else ", but no picture of it")
+                if not yes and not (sys.stdin.isatty() and typer.confirm(f"Put it up for {worth}, paid to {payee}? Everybody will see {shown}.")):
+                    fail("not put up for sale; answer yes, or say --yes")
+                done = client.submit(told.video_id, payee, frames)
+                typer.echo(f"{done.video_id} is up for sale at {in_tao(done.price_rao or 0)}")
+        except SellerError as error:
+            fail(str(error))
 
 
 @focus.command()

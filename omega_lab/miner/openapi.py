@@ -22,7 +22,7 @@ class Problem(BaseModel):
     detail: str = Field(description="the reason; for a body that is not well formed, the first field that is wrong")
 
 
-PROBLEMS = {400: "not an HTTP request", 401: "not signed, or not properly, or not now", 403: "signed by a hotkey that may not ask",
+PROBLEMS = {400: "not an HTTP request", 401: "not signed, or not properly, or not now", 402: "not paid, or not so", 403: "signed by a hotkey that may not ask",
             404: "no such thing here", 408: "the body did not arrive in time", 409: "sent before (sign each attempt anew), or at odds with what was kept",
             413: "the body is too large", 422: "signed properly, but not well formed", 429: "this hotkey asks too often",
             503: "too many are waiting, or the chain was never reached"}

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'NotAllowed', 'check_encoder', 'Validator', 'check_service', 'open_service', 'open_validator', 'judge',
            'mark_entering', 'run_async', 'now', 'Draft', 'draft_round', 'commit_draft', 'run_round', 'run_rounds',
-           'weights_now', 'WeightsOutcome', 'keep_weights', 'look_at_sealed', 'set_weights', 'publish_corpus']
+           'weights_now', 'WeightsOutcome', 'keep_weights', 'look_at_sealed', 'look_at_purchases', 'set_weights',
+           'publish_corpus']
 
 # %% ../../nbs/12b_validator_round.ipynb #d2974d83
 import asyncio
@@ -40,7 +41,7 @@ from ..sources import fetch_clip
 from ..store import ResponseRecord, RoundRecord, Store, StoreError, sync_index
 from ..validation import Examiner, Novelty, own_novelty, response_seed
 from .ask import Answer, Wires, ask_all, sample, serving_miners
-from .shared import Service, shared_novelty, tell
+from .shared import Service, read_purchases, shared_novelty, tell
 
 # %% ../../nbs/12b_validator_round.ipynb #3cb75149
 log = logging.getLogger(__name__)
@@ -326,6 +327,13 @@ def look_at_sealed(v: Validator) -> str:
     return f"the row sealed in block {block} is open and " + ("as sent" if check.agrees else f"differs: {check}")
 
 # %% ../../nbs/12b_validator_round.ipynb #e07bc16e
+def look_at_purchases(v: Validator) -> str:
+    "Let the shared service's Focus market say who bought what; what stands in the way, or nothing. Without a service nobody bought anything."
+    if v.service is None or v.settings.tasks.focus == 0:
+        return ""
+    return read_purchases(v.store, v.service)
+
+
 def set_weights(v: Validator, force: bool = False) -> WeightsOutcome:
     "Set weights when they are due (`force`: as soon as the chain takes them). A chain that is down or refuses costs the weights, not the validator."
     metagraph = v.metagraph()
@@ -334,6 +342,7 @@ def set_weights(v: Validator, force: bool = False) -> WeightsOutcome:
     try:
         if metagraph.by_hotkey(v.wallet.hotkey.ss58_address) is None:
             return WeightsOutcome(False, "this validator is not registered on the subnet")
+        bought = look_at_purchases(v)
         opened, weights = look_at_sealed(v), weights_now(v, metagraph)
         if not weights:
             return WeightsOutcome(False, "no miner has earned anything yet")
@@ -342,7 +351,7 @@ def set_weights(v: Validator, force: bool = False) -> WeightsOutcome:
     except (ChainError, ValueError) as error:
         return WeightsOutcome(False, str(error))
     keep_weights(v, metagraph, weights, report)
-    detail = "; ".join(part for part in (report.detail, opened) if part)
+    detail = "; ".join(part for part in (report.detail, opened, bought) if part)
     return WeightsOutcome(report.done, detail, report.result.block if report.result else 0)
 
 # %% ../../nbs/12b_validator_round.ipynb #87283222
