@@ -107,8 +107,9 @@ def test_what_anyone_may_read(miner, schema, operation):
 
 SERVICE = ["POST /api/get_pinecone_novelty", "POST /api/upload_video_metadata", "POST /api/upload_audio_metadata", "POST /api/get_proxy",
            "GET /api/check_score"]
-PUBLIC = ["GET /api/mm/topic_relevant/{topic}", "GET /api/leaderboard", "GET /leaderboard", "GET /api/mm/topics", "GET /api/mm/topic_video_count",
-          "GET /healthz", "GET /metrics"]
+PUBLIC = ["GET /api/mm/topic_relevant/{topic}", "GET /api/leaderboard", "GET /api/mm/topics", "GET /api/mm/topic_video_count", "GET /healthz", "GET /metrics"]
+PAGES = ["GET /", "GET /dashboard", "GET /leaderboard", "GET /miners/{hotkey}", "GET /dataset", "GET /rounds", "GET /rounds/{id}", "GET /style.css",
+         "GET /icon.svg", "GET /favicon.ico"]
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def fitting(service):
 
 
 def test_the_service_describes_everything(doors):
-    assert {f"{o.ok().method.upper()} {o.ok().path}" for o in doors.get_all_operations()} == {*SERVICE, *PUBLIC}
+    assert {f"{o.ok().method.upper()} {o.ok().path}" for o in doors.get_all_operations()} == {*SERVICE, *PUBLIC, *PAGES}
 
 
 @pytest.mark.parametrize("examples", [FEW // 2, pytest.param(MANY // 2, marks=pytest.mark.full)])
@@ -158,3 +159,8 @@ def test_no_request_breaks_the_service(service, doors, operation, sign, mode, ex
 @pytest.mark.parametrize("operation", PUBLIC)
 def test_what_anyone_may_read_of_the_service(service, doors, operation):
     assert set(play(service, doors, operation, GenerationMode.POSITIVE, False, 3)) == {200}
+
+
+@pytest.mark.parametrize(("operation", "mode"), [(o, GenerationMode.POSITIVE) for o in PAGES] + [(o, GenerationMode.NEGATIVE) for o in PAGES[2:7]])
+def test_no_address_breaks_a_page(service, doors, operation, mode):
+    assert set(play(service, doors, operation, mode, False, 20)) <= {0, 200, 404, 422}

@@ -71,6 +71,8 @@ create table if not exists audios(id integer primary key, validator text not nul
   unique (validator, run, round, miner, position));
 create index if not exists submissions_of on submissions(miner, id);
 create index if not exists submissions_about on submissions(query);
+create index if not exists clips_short on clips(submission, accepted, duplicate_of, novelty, description_relevance, query_relevance,
+  start_time, end_time);
 """
 
 # %% ../../nbs/14b_api_book.ipynb #49fbce6c
@@ -196,7 +198,8 @@ class Book:
                     self._con.execute("rollback")
                 raise
 
-    def _read(self, query: str, *values) -> list[sqlite3.Row]:
+    def read(self, query: str, *values) -> list[sqlite3.Row]:
+        "The rows of a question to the file, for whoever shows them; nothing is changed this way."
         with self._lock:
             return self._con.execute(query, values).fetchall()
 
@@ -225,7 +228,7 @@ class Book:
 
     def _describe(self, rows: np.ndarray) -> dict[int, Nearest]:
         wanted = sorted({int(row) for row in rows if row >= 0})
-        found = self._read("select row, video_id, start_time, end_time, miner, validator, round, received_at from clips "
+        found = self.read("select row, video_id, start_time, end_time, miner, validator, round, received_at from clips "
                            f"join submissions on id = submission where row in ({','.join('?' * len(wanted))})", *wanted)
         return {r["row"]: Nearest(**dict(r)) for r in found}
 
@@ -233,7 +236,7 @@ class Book:
         "Keep a verdict, whole; durable when it returns. The same again gives the same receipt, another content raises `Conflict`."
         self.fits(sent.encoder, {len(v) for c in sent.clips for v in (c.video_emb, c.audio_emb, c.description_emb) if v is not None})
         with self._lock:
-            known = self._read("select id, digest, version from submissions where validator = ? and run = ? and round = ? and miner = ?",
+            known = self.read("select id, digest, version from submissions where validator = ? and run = ? and round = ? and miner = ?",
                                validator, sent.run, sent.round, sent.miner)
             if known:
                 return self._receipt(known[0], digest(sent))
@@ -250,7 +253,7 @@ class Book:
     def _receipt(self, known: sqlite3.Row, digested: str) -> Receipt:
         if known["digest"] != digested:
             raise Conflict("this validator has uploaded another verdict on that miner's answer in that round; a verdict is not changed afterwards")
-        rows = self._read("select position, row, duplicate_of from clips where submission = ? and row is not null order by position", known["id"])
+        rows = self.read("select position, row, duplicate_of from clips where submission = ? and row is not null order by position", known["id"])
         return Receipt(submission=known["id"], index_version=known["version"], clips=[PlacedClip(**dict(r)) for r in rows])
 
     def _place(self, clips: Sequence[JudgedClip], vectors: np.ndarray) -> list[PlacedClip]:
@@ -287,7 +290,7 @@ class Book:
         data = decode_audio(sent.audio_bytes)
         sha = hashlib.sha256(data).hexdigest()
         with self._lock:
-            known = self._read("select id, digest from audios where validator = ? and run = ? and round = ? and miner = ? and position = ?",
+            known = self.read("select id, digest from audios where validator = ? and run = ? and round = ? and miner = ? and position = ?",
                                validator, sent.run, sent.round, sent.miner, sent.position)
             if known and known[0]["digest"] != digest(sent):
                 raise Conflict("this validator has uploaded another recording at that place of that answer")
@@ -303,23 +306,24 @@ class Book:
 
     def scores(self, miner: str, limit: int = 20, before: int | None = None) -> Scores:
         "What validators made of a miner's answers, newest first, `limit` at a time."
-        found = self._read("select * from submissions where miner = ? and id < ? order by id desc limit ?", miner,
+        found = self.read("select * from submissions where miner = ? and id < ? order by id desc limit ?", miner,
                            2**62 if before is None else before, limit + 1)
         page = found[:limit]
-        return Scores(miner=miner, scores=[self._score(row) for row in page], before=page[-1]["id"] if len(found) > limit else None)
+        return Scores(miner=miner, scores=[self.score(row) for row in page], before=page[-1]["id"] if len(found) > limit else None)
 
-    def _score(self, s: sqlite3.Row) -> Score:
-        clips = self._read(f"select {', '.join(ClipScore.model_fields)} from clips where submission = ? order by position", s["id"])
+    def score(self, s: sqlite3.Row) -> Score:
+        "A row of `submissions`, told with its clips."
+        clips = self.read(f"select {', '.join(ClipScore.model_fields)} from clips where submission = ? order by position", s["id"])
         told = {name: s[name] for name in Score.model_fields if name not in ("submission", "index_version", "clips")}
         return Score(submission=s["id"], index_version=s["asked_version"], **told,
                      clips=[ClipScore(**{**dict(c), "accepted": bool(c["accepted"])}) for c in clips])
 
     def leaderboard(self) -> list[LeaderboardRow]:
         "Every miner's standing, the best mean reward first."
-        answers = {r["miner"]: dict(r) for r in self._read(
+        answers = {r["miner"]: dict(r) for r in self.read(
             "select miner, count(*) asked, sum(status = 'answered') answers, sum(outcome = 'punished') punished, avg(reward) reward "
             "from submissions group by miner")}
-        clips = {r["miner"]: dict(r) for r in self._read(
+        clips = {r["miner"]: dict(r) for r in self.read(
             """select miner, count(*) clips, sum(accepted) accepted, sum(accepted and duplicate_of is null) first,
                avg(iif(accepted, c.novelty, null)) novelty, avg(iif(accepted, c.description_relevance, null)) description_relevance,
                avg(iif(accepted, c.query_relevance, null)) query_relevance
@@ -330,15 +334,15 @@ class Book:
 
     def topic_counts(self) -> dict[str, int]:
         "topic -> clips that entered the dataset, the most first."
-        return {r["query"]: r["n"] for r in self._read(
+        return {r["query"]: r["n"] for r in self.read(
             "select query, count(*) n from clips join submissions on id = submission where row is not null and duplicate_of is null "
             "group by query order by n desc, query")}
 
-    def topic_clips(self, topic: str, limit: int = 50) -> list[TopicClip]:
+    def topic_clips(self, topic: str, limit: int = 50, offset: int = 0) -> list[TopicClip]:
         "The clips that entered for a topic, the most relevant first."
-        return [TopicClip(**dict(r)) for r in self._read(
-            f"select {', '.join('c.' + name for name in TopicClip.model_fields)} from clips c join submissions on id = submission "
-            "where query = ? and row is not null and duplicate_of is null order by query_relevance desc, row limit ?", topic, limit)]
+        return [TopicClip(**dict(r)) for r in self.read(
+            f"select {', '.join(TopicClip.model_fields)} from clips join submissions on id = submission "
+            "where query = ? and row is not null and duplicate_of is null order by query_relevance desc, row limit ? offset ?", topic, limit, offset)]
 
 # %% ../../nbs/14b_api_book.ipynb #8faf6fe1
 def write_durably(path: Path, data: bytes) -> None:

@@ -231,6 +231,7 @@ class TopicClip(Wire):
     end_time: int
     novelty: float | None
     query_relevance: float | None
+    miner: str
 
 
 class Proxy(Wire):

@@ -19,10 +19,11 @@ from pathlib import Path
 from bittensor.sp_core import Keypair
 from fastapi import FastAPI
 
-from .app import Door, Recent, Rotation, Service, make_app
+from .app import Door, Rotation, Service, make_app
 from .book import Book, BookError, Space
 from .callers import Bounded, Callers
 from .market import FocusService, focus_routes
+from .views import Recent
 from ..chain import open_chain, open_wallet
 from ..chain.auth import Gate, Meter, NonceStore
 from ..chain.cache import MetagraphCache
