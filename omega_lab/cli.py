@@ -318,11 +318,12 @@ app.add_typer(market, name="market")
 
 # %% ../nbs/16c_cli.ipynb #f346c3c3
 @app.command()
-def demo(data: Annotated[Path, typer.Option(help="where media, caches and the demo's state go")] = Path("data")) -> None:
-    "Play a whole round on this machine: a chain, four miners, a validator, a dataset."
+def demo(data: Annotated[Path, typer.Option(help="where media, caches and the demo's state go")] = Path("data"),
+         serve: Annotated[bool | None, typer.Option("--serve/--no-serve", help="keep the dashboard until Ctrl-C; by default on a terminal")] = None) -> None:
+    "Play a whole round on this machine: a chain, four miners, a validator, a dataset, a recording that is judged and sold."
     from omega_lab.demo import play_demo
 
-    raise typer.Exit(play_demo(data))
+    raise typer.Exit(play_demo(data, sys.stdout.isatty() if serve is None else serve))
 
 
 @app.command()

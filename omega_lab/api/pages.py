@@ -157,6 +157,20 @@ a:hover > .bubble { fill-opacity: .8 }
   :is(td, th) .said { width: max-content; min-width: 0; max-width: 15rem }
   .roomy { display: none }
 }
+form.stack { display: grid; gap: .7rem; max-width: 32rem; margin: .9rem 0 0 }
+label { display: grid; gap: .25rem; font-weight: 560; font-size: .94rem }
+input, textarea { font: inherit; color: var(--ink); background: var(--ground); border: 1px solid var(--soft); border-radius: .4rem;
+  padding: .45rem .6rem; width: 100% }
+button { font: inherit; font-weight: 600; padding: .45rem 1rem; border-radius: .4rem; border: 1px solid var(--accent); color: var(--accent);
+  background: var(--card); cursor: pointer }
+button:hover { background: var(--tint) }
+.actions { display: flex; flex-wrap: wrap; gap: .6rem }
+.frames { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: .8rem; margin: .8rem 0 0 }
+.frames figure { margin: 0 }
+.frames img, video { width: 100%; height: auto; display: block; border: 1px solid var(--line); border-radius: .4rem }
+figcaption { color: var(--soft); font-size: .87rem; margin: .2rem 0 0 }
+ul.plain { margin: .6rem 0 0; padding: 0 0 0 1.2rem }
+ul.plain li { overflow-wrap: anywhere; margin: .2rem 0 }
 @media (prefers-contrast: more) { :root { --soft: var(--ink); --line: currentColor } }
 """
 STYLE_MARK = hashlib.sha256(STYLE.encode()).hexdigest()[:12]  # stands in the sheet's address: a new sheet is fetched at once
@@ -297,7 +311,8 @@ def when(moment: str | datetime | float | None) -> Markup:
     return Markup('<time datetime="{}">{}</time>').format(at.isoformat(timespec="seconds").replace("+00:00", "Z"), text)
 
 
-STATES = {"good": ("scored", "accepted", "answered", "valid", "paid", "open"), "warn": ("empty", "repeat", "unverified", "review", "waiting"),
+STATES = {"good": ("scored", "accepted", "answered", "valid", "paid", "open", "for sale", "sold", "passed"),
+          "warn": ("empty", "repeat", "unverified", "review", "waiting", "reserved", "not known"),
           "bad": ("punished", "refused", "rejected", "invalid", "failed")}  # states that have a colour; all others are grey
 
 

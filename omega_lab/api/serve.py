@@ -24,6 +24,8 @@ from .book import Book, BookError, Space
 from .callers import Bounded, Callers
 from .market import FocusService, focus_routes
 from .views import Recent
+from .pages import NAV, Site
+from .shop import NAV as SHOP_NAV, desk_routes, market_panel, shop_routes
 from ..chain import open_chain, open_wallet
 from ..chain.auth import Gate, Meter, NonceStore
 from ..chain.cache import MetagraphCache
@@ -99,7 +101,9 @@ def introduce(service: Service, host: str, port: int) -> str:
 # %% ../../nbs/14j_api_serve.ipynb #ba6964e4
 def build_app(service: Service, focus: FocusService) -> FastAPI:
     "The whole HTTP application."
-    app = make_app(service, focus_routes(focus))
+    site = Site(nav=(*NAV, *SHOP_NAV))
+    more = [*focus_routes(focus), shop_routes(focus, site), desk_routes(focus, site)]
+    app = make_app(service, more, site, [market_panel(focus)])
     app.add_middleware(Bounded, nobody=focus.callers.nobody, shown=Meter(focus.settings.api.key_per_minute))
     return app
 
