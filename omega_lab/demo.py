@@ -396,6 +396,7 @@ def play_and_stop(demo: Demo, serve: bool = False) -> int:
         if serve:
             demo.stage.say("the dashboard stays until Ctrl-C")
             signal.pause()
+        demo.stage.say("the dashboard is closed now; omega-lab demo --serve keeps it open")
     except KeyboardInterrupt:
         code, said = (0, "the dashboard is closed") if played else (130, "stopped")
     except (DemoFailed, SampleError, ChainError, FocusError, ServerFailed) as error:

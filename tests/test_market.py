@@ -53,7 +53,7 @@ class World:
 
     def lab(self, *arguments: str, who: str, **more) -> subprocess.Popen:
         "A command of the lab in a process of its own."
-        sets = [part for name, value in self.settings(who, **more).items() for part in ("-s", f"{name}={json.dumps(value) if not isinstance(value, str) else value}")]
+        sets = [part for name, value in self.settings(who, **more).items() for part in ("-s", f"{name}={json.dumps(value)}")]
         return subprocess.Popen([sys.executable, "-m", "omega_lab.cli", *arguments, *sets], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True, env=os.environ | {"COLUMNS": "200", "FOCUS_API_KEY": self.keys["app"]})
 

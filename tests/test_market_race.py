@@ -96,8 +96,8 @@ def test_each_is_sold_once_and_no_payment_is_lost(subnet, database, tmp_path):
     net, chains, wallets = subnet
     url, processes = database
     open_wallet("service", "default", str(tmp_path / "wallets"), create=True)
-    settings = load_settings({"network.endpoint": net.endpoint, "wallet.name": "service", "wallet.path": str(tmp_path / "wallets"), "service.per_minute": 100_000,
-                              "api.key_per_minute": 100_000, "api.anonymous_per_minute": 100_000, "api.workers": 0}, environ={})
+    settings = load_settings({"network.endpoint": net.endpoint, "wallet.name": "service", "wallet.path": str(tmp_path / "wallets"),
+                              "service.per_minute": 100_000, "api.key_per_minute": 100_000, "api.anonymous_per_minute": 100_000, "api.workers": 0}, environ={})
     settings = settings.model_copy(update={"market": RULES.model_copy(update={"database": url, "folder": str(tmp_path / "focus")})})
     engine = open_database(url)
     market = Market(engine, RULES)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SHOWN_STATES', 'RECORDINGS', 'PRIVATE', 'LEFT_OUT', 'TONES', 'LANES', 'CHECKS', 'SEEN', 'WORDS', 'HISTORY', 'LINE',
-           'STANDINGS', 'SALES', 'COOKIE', 'QUEUE', 'HIDDEN', 'Id', 'N', 'JPEG', 'FILM', 'FORM_ERRORS', 'NAV', 'tao',
-           'recording_row', 'recordings_page', 'lane', 'spans', 'check_row', 'verdict_parts', 'frame_figures',
-           'frame_jpeg', 'public_item', 'history_rows', 'recording_page', 'line_row', 'sale_row', 'budget_facts',
-           'market_page', 'market_figures', 'market_panel', 'mark_of', 'Desk', 'read_form', 'sign_in_page',
-           'queue_page', 'case_page', 'shop_routes', 'desk_routes', 'approved', 'score_of']
+           'STANDINGS', 'SALES', 'COOKIE', 'QUEUE', 'HIDDEN', 'SIGN_IN', 'DECISION', 'Id', 'N', 'JPEG', 'FILM',
+           'EITHER_WAY', 'FORM_ERRORS', 'NAV', 'tao', 'recording_row', 'recordings_page', 'lane', 'spans', 'check_row',
+           'verdict_parts', 'frame_figures', 'frame_jpeg', 'public_item', 'history_rows', 'recording_page', 'line_row',
+           'sale_row', 'budget_facts', 'market_page', 'market_figures', 'market_panel', 'mark_of', 'Desk', 'read_form',
+           'sign_in_page', 'queue_page', 'case_page', 'shop_routes', 'desk_routes', 'approved', 'score_of']
 
 # %% ../../nbs/14o_api_shop.ipynb #af7cf612
 import hashlib
@@ -296,12 +296,16 @@ def read_form(body: bytes) -> dict[str, str]:
         return {}
 
 
+SIGN_IN = """<form class="stack" method="post" action="/review/sign-in">
+<label>Key<input type="password" name="key" autocomplete="off" required maxlength="99"></label><div class="actions"><button>Sign in</button></div></form>"""
+
+
 def sign_in_page(site: Site, said_: str = "", status: int = 200) -> HTMLResponse:
     "Where a key is asked for."
-    form = Markup('<form class="stack" method="post" action="/review/sign-in"><label>Key<input type="password" name="key" autocomplete="off" required '
-                  'maxlength="99"></label><div class="actions"><button>Sign in</button></div></form>')
+    form = Markup(SIGN_IN)
     told = [Markup("<p>{}</p>").format(said_)] if said_ else []
-    return site.page("Review", "/review", card("Sign in", *told, form, note="For reviewers and operators; the service's operator gives out the keys."), status=status)
+    note = "For reviewers and operators; the service's operator gives out the keys."
+    return site.page("Review", "/review", card("Sign in", *told, form, note=note), status=status)
 
 
 def queue_page(s: FocusService, site: Site, request: Request, name: str) -> HTMLResponse:
@@ -312,7 +316,8 @@ def queue_page(s: FocusService, site: Site, request: Request, name: str) -> HTML
              "why": said(i.why, 120)} for i in wish.part(waiting)]
     out = Markup('<form method="post" action="/review/sign-out"><div class="actions">{}<button>Sign out</button></div></form>').format(
         HIDDEN.format(mark_of(request.cookies[COOKIE])))
-    return site.page("Review", "/review", card("Waiting", table(QUEUE, rows, "Waiting", wish, "Nothing waits for a person."), pager(wish, len(waiting))), out,
+    listed = card("Waiting", table(QUEUE, rows, "Waiting", wish, "Nothing waits for a person."), pager(wish, len(waiting)))
+    return site.page("Review", "/review", listed, out,
                      lead=f"Signed in as {name}. What the judges could not decide, and every recording of a marketplace task.")
 
 
@@ -333,22 +338,26 @@ def case_page(s: FocusService, site: Site, request: Request, item: Item, trouble
     return page
 
 
+DECISION = """<form class="stack" method="post" action="{}">{}
+<label>Score, 0 to 1 ({}; empty: as it is)<input name="score" inputmode="decimal" maxlength="8"></label>
+<label>Reason, kept with the recording and told to its owner<textarea name="note" rows="3" maxlength="500"></textarea></label>
+<div class="actions"><button name="decision" value="approve">Approve</button><button name="decision" value="refuse">Refuse</button></div></form>"""
+
+
 def _decision(base: str, mark: str, item: Item) -> Markup:
     given = "none was given" if item.score is None else f"the judges say {item.score:.2f}"
-    return Markup('<form class="stack" method="post" action="{}">{}<label>Score, 0 to 1 ({}; empty: as it is)'
-                  '<input name="score" inputmode="decimal" maxlength="8"></label><label>Reason, kept with the recording and told to its owner<textarea name="note" rows="3" maxlength="500"></textarea></label>'
-                  '<div class="actions"><button name="decision" value="approve">Approve</button><button name="decision" value="refuse">Refuse</button></div></form>'
-                  ).format(base, HIDDEN.format(mark), given)
+    return Markup(DECISION).format(base, HIDDEN.format(mark), given)
 
 # %% ../../nbs/14o_api_shop.ipynb #20c0c07d
 Id = Annotated[str, Path(max_length=40)]
 N = Annotated[int, Path(ge=0, le=1000)]
 JPEG: dict[int | str, dict[str, Any]] = {200: {"description": "the frame", "content": {"image/jpeg": {}}}}
-FILM: dict[int | str, dict[str, Any]] = {200: {"description": "the film", "content": {"video/mp4": {}, "video/webm": {}}}, 206: {"description": "a part of it"},
-                                         416: {"description": "no such part"}}
-FORM_ERRORS = PAGE_ERRORS | {code: {"description": words, "content": {"text/html": {"schema": {"type": "string"}}, "application/json": {}}} for code, words in (
-    (303, "done; the next page is named"), (401, "not signed in"), (403, "not from the own session"), (408, "the body did not arrive in time"), (413, "too large"),
-    (429, "too often"), (400, "not a request"))}
+FILM: dict[int | str, dict[str, Any]] = {200: {"description": "the film", "content": {"video/mp4": {}, "video/webm": {}}},
+                                         206: {"description": "a part of it"}, 416: {"description": "no such part"}}
+EITHER_WAY = {"text/html": {"schema": {"type": "string"}}, "application/json": {}}
+FORM_ERRORS = PAGE_ERRORS | {code: {"description": words, "content": EITHER_WAY} for code, words in (
+    (303, "done; the next page is named"), (400, "not a request"), (401, "not signed in"), (403, "not from the own session"),
+    (408, "the body did not arrive in time"), (413, "too large"), (429, "too often"))}
 
 
 def shop_routes(s: FocusService, site: Site) -> APIRouter:
