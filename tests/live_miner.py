@@ -65,7 +65,7 @@ def live_miner(folder: Path, **settings: Any) -> Iterator[Live]:
 @contextmanager
 def live_service(folder: Path) -> Iterator[Live]:
     "A shared service, on the miner's key."
-    with subnet(folder, {"service.per_minute": 10**6}) as (s, wallets):
+    with subnet(folder, {"service.per_minute": 10**6, "api.anonymous_per_minute": 10**6, "api.key_per_minute": 10**6}) as (s, wallets):
         card = start_service(s, folder / "service")
         try:
             yield Live(card.url, wallets["miner"].hotkey.ss58_address, wallets, folder / "service")

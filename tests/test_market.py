@@ -88,12 +88,14 @@ def writing(lines: list[str], seconds: int = 24, fps: int = 2):
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("market")
     film = write_film(folder / "list.mp4", writing(["Shopping list", "milk 1.29", "bread 2.40", "apples 3.15"]), 2).read_bytes()
-    wallets = {name: open_wallet(name, "default", str(folder / "wallets"), create=True) for name in ("service", "ada", "ben", "cleo", "poor", "stranger")}
+    wallets = {name: open_wallet(name, "default", str(folder / "wallets"), create=True)
+               for name in ("service", "ada", "ben", "cleo", "poor", "val", "stranger")}
     with LocalNet(golden_path("data"), block_seconds=0.25) as net:
         with Chain(net.endpoint, 24) as chain:
-            for name in ("ada", "ben", "cleo", "poor"):
-                chain.transfer(dev_wallet("//Alice"), wallets[name].coldkeypub.ss58_address, (1 if name == "poor" else 100) * 10**9)
+            for name, tao in (("ada", 100), ("ben", 100), ("cleo", 100), ("poor", 1), ("val", 2000)):
+                chain.transfer(dev_wallet("//Alice"), wallets[name].coldkeypub.ss58_address, tao * 10**9)
                 chain.register(wallets[name])
+            chain.add_stake(wallets["val"], 1000 * 10**9)
         state = folder / "state"
         settings = load_settings({"network.endpoint": net.endpoint, "wallet.name": "service", "wallet.path": str(folder / "wallets"), "focus.min_seconds": 20,
                                   "focus.read_least": 10, "market.watch_seconds": 0.3, "market.reservations": 50, "service.per_minute": 5000,
@@ -296,6 +298,88 @@ def test_nothing_private_is_told_and_no_other_site_may_read(world):
     logs = "".join(p.read_text(errors="replace") for p in (world.folder / "state").glob("*.log"))
     assert not [key for key in world.keys.values() if key in logs] and "eve@example.org" not in logs
     assert "eve@example.org" not in signed(world, "ada", "GET", "/api/focus/get_list?limit=1000").text
+
+
+KEYS = ("app", "reviewer", "operator", "buyer")
+CALLERS = ("nobody", "guessed key", "stranger", "miner", "validator", *KEYS, "other app", "signed in")
+EVERYBODY, MINERS, DECIDERS = set(CALLERS), {"miner", "validator"}, {"reviewer", "operator"}
+APPS, BUYERS = {"app", "other app"}, {"miner", "validator", "buyer"}
+OPEN = {"/", "/dashboard", "/leaderboard", "/miners/{hotkey}", "/dataset", "/rounds", "/rounds/{id}", "/recordings", "/recordings/{id}",
+        "/recordings/{id}/frames/{n}", "/market", "/review", "/style.css", "/icon.svg", "/favicon.ico", "/healthz", "/metrics",
+        "/api/leaderboard", "/api/mm/topics",
+        "/api/mm/topic_video_count", "/api/mm/topic_relevant/{topic}", *(f"/api/focus/get_{name}" for name in (
+            "rewards_percent", "task_percentage_map", "max_focus_alpha", "variable_reward_pool_alpha", "fixed_reward_pool_alpha", "alpha_to_tao_rate"))}
+MAY = {f"GET {path}": EVERYBODY for path in OPEN} | {
+    **{f"POST /api/{name}": {"validator"} for name in ("get_pinecone_novelty", "upload_video_metadata", "upload_audio_metadata", "get_proxy")},
+    "GET /api/check_score": MINERS,
+    **{f"{m} /api/focus/{name}": APPS for m, name in (("GET", "tasks"), ("POST", "nonce"), ("POST", "recordings"), ("GET", "recordings/{video_id}/film"), (
+        "PUT", "recordings/{video_id}/film"), ("GET", "get_focus_score"), ("POST", "get_focus_score"), ("POST", "get_score_direct"), ("POST", "submit"), (
+        "POST", "withdraw"))},
+    **{f"{m} /api/focus/{name}": BUYERS for m, name in (("GET", "get_list"), ("POST", "purchase"), ("POST", "verify-purchase"), ("GET", "purchases"), (
+        "GET", "purchased/{video_id}"))},
+    **{f"GET /api/focus/miner_purchase_scores{more}": MINERS for more in ("", "/{hotkeys}")},
+    **{f"{m} /api/focus/{name}": DECIDERS for m, name in (("GET", "review"), ("POST", "review"), ("POST", "take_down"))},
+    **{f"{m} /api/focus/{name}": {"operator"} for m, name in (("GET", "refunds"), ("POST", "refunded"), ("POST", "unban"))},
+    **{f"GET /review/{{id}}{more}": {"signed in"} for more in ("", "/frames/{n}", "/film")},
+    "POST /review/{id}": set(), "POST /review/sign-out": set(), "POST /review/sign-in": set()}  # a form's mark, or a key, is missing here
+
+
+def as_caller(world, who: str, method: str, path: str, body: bytes, session: str) -> httpx.Response:
+    "The request as each kind of caller would make it."
+    wallet = {"stranger": "stranger", "miner": "ada", "validator": "val"}.get(who)
+    if wallet:
+        return signed(world, wallet, method, path, body)
+    headers = {"x-api-key": world.keys.get(who, f"olk_{'0' * 43}")} if who in (*KEYS, "other app", "guessed key") else {}
+    cookies = {"omega_lab_review": session} if who == "signed in" else {}
+    return httpx.request(method, world.url + path, content=body, headers=headers, cookies=cookies, timeout=60)
+
+
+def test_who_may_do_what(world):
+    "Every endpoint and every kind of caller: let in, or turned away with 401 or 403 before anything else is looked at."
+    schema = httpx.get(world.url + "/openapi.json").json()
+    offered = {f"{method.upper()} {path}" for path, methods in schema["paths"].items() for method in methods}
+    assert offered == set(MAY)
+    session = httpx.post(f"{world.url}/review/sign-in", data={"key": world.keys["reviewer"]}).cookies["omega_lab_review"]
+    fill = {"video_id": ULID.format(99), "hotkeys": world.service_hotkey, "hotkey": world.service_hotkey, "id": "1", "n": "0", "topic": "cats"}
+    query = {"GET /api/focus/get_focus_score": f"?video_id={ULID.format(99)}", "PUT /api/focus/recordings/{video_id}/film": "?offset=0"}
+    wrong = []
+    for operation, may in MAY.items():
+        method, path = operation.split()
+        target = path.format(**fill) + query.get(operation, "")
+        for who in CALLERS:
+            answer = as_caller(world, who, method, target, b"{}" if method != "GET" else b"", session)
+            turned_away = answer.status_code in (401, 403)
+            if turned_away == (who in may) or answer.status_code >= 500:
+                wrong.append(f"{who}: {operation} {answer.status_code} {answer.text[:80]}")
+    assert wrong == []
+
+
+def test_an_app_sees_only_its_own(world):
+    video = world.listed(40, "//Nan")
+    for path, body in (("get_focus_score", {"video_id": video}), ("submit", {"video_id": video}), ("withdraw", {"video_id": video})):
+        answer = httpx.post(f"{world.url}/api/focus/{path}", json=body, headers={"x-api-key": world.keys["other app"]})
+        assert answer.status_code == 404, path
+    own = httpx.get(f"{world.url}/api/focus/get_focus_score?video_id={video}", headers={"x-api-key": world.keys["app"]})
+    assert own.status_code == 200 and own.json()["state"] == "SUBMITTED"
+
+
+def test_the_older_signature_where_it_is_allowed(world, tmp_path):
+    from omega_lab.api.callers import Callers
+    from omega_lab.chain.auth import Gate, Refused
+    from omega_lab.settings import ApiSettings
+
+    with Chain(world.net.endpoint, 24) as chain:
+        graph = chain.metagraph()
+    callers = Callers(world.market.engine, Gate(world.service_hotkey, lambda: graph, need_permit=False), ApiSettings(legacy_auth=True))
+
+    def basic(who: str) -> dict[str, str]:
+        key = world.wallets[who].hotkey
+        return {"authorization": "Basic " + base64.b64encode(f"{key.ss58_address}:0x{key.sign(key.ss58_address.encode()).hex()}".encode()).decode()}
+
+    known = callers.identify("GET", "/api/focus/get_list", basic("ada"), b"", "127.0.0.1")
+    assert (known.kind, known.coldkey) == ("legacy", world.wallets["ada"].coldkeypub.ss58_address)
+    with pytest.raises(Refused, match="not registered"):
+        callers.identify("GET", "/api/focus/get_list", basic("stranger"), b"", "127.0.0.1")
 
 
 def test_the_tables_say_what_the_log_says(world):

@@ -11,12 +11,18 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
 
+from omega_lab.chain.rules import account_of
 from omega_lab.chain.synapse import request_headers
 from omega_lab.embedding import get_encoder
+from omega_lab.focus.market import Market
+from omega_lab.focus.tables import make_key, open_database
+from omega_lab.focus.task import make_task
+from omega_lab.settings import MarketSettings
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 OPERATIONS = ["POST /v1/videos", "GET /v1/media/{sha}", "POST /Videos", "GET /healthz", "GET /metrics"]
 FEW, MANY = 4, 100
+LISTED = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")  # the library's own
 
 
@@ -38,13 +44,13 @@ def signed(miner, request: requests.PreparedRequest) -> None:
         headers = request_headers(miner.wallets["validator"].hotkey, miner.hotkey, "127.0.0.1", port, 12.0)
     else:
         headers = miner.headers(request.method, request.path_url, request.body or b"")
-    for name in [n for n in request.headers if n.lower().startswith(("x-bittensor", "bt_header"))]:
+    for name in [n for n in request.headers if n.lower().startswith(("x-bittensor", "bt_header", "x-api-key"))]:
         del request.headers[name]
     request.headers.update(headers)
 
 
-def play(miner, schema, operation: str, mode: GenerationMode, sign: bool, examples: int, fit=lambda case: None) -> dict[int, int]:
-    """Send `examples` requests, each made to `fit` first; how many came back with which status.
+def play(miner, schema, operation: str, mode: GenerationMode, sign: bool, examples: int, fit=lambda case: None, key: str = "") -> dict[int, int]:
+    """Send `examples` requests, each made to `fit` first, signed or with a `key`; how many came back with which status.
 
     To JSON Schema 4.0 is an integer, to the wire it is not: such a request is turned away and counted as 0.
     """
@@ -59,6 +65,8 @@ def play(miner, schema, operation: str, mode: GenerationMode, sign: bool, exampl
         request.body = request.body.encode() if isinstance(request.body, str) else request.body
         if sign:
             signed(miner, request)
+        elif key:
+            request.headers["X-API-Key"] = key
         with requests.Session() as session:
             response = session.send(request, timeout=60)
         status = 0 if "num_videos: Input should be a valid integer" in response.text else response.status_code
@@ -108,6 +116,18 @@ def test_what_anyone_may_read(miner, schema, operation):
 SERVICE = ["POST /api/get_pinecone_novelty", "POST /api/upload_video_metadata", "POST /api/upload_audio_metadata", "POST /api/get_proxy",
            "GET /api/check_score"]
 PUBLIC = ["GET /api/mm/topic_relevant/{topic}", "GET /api/leaderboard", "GET /api/mm/topics", "GET /api/mm/topic_video_count", "GET /healthz", "GET /metrics"]
+APP = [f"{method} /api/focus/{name}" for method, name in (
+    ("GET", "tasks"), ("POST", "nonce"), ("POST", "recordings"), ("GET", "recordings/{video_id}/film"), ("PUT", "recordings/{video_id}/film"),
+    ("GET", "get_focus_score"), ("POST", "get_focus_score"), ("POST", "get_score_direct"), ("POST", "submit"), ("POST", "withdraw"))]
+BUYER = [f"{method} /api/focus/{name}" for method, name in (
+    ("GET", "get_list"), ("POST", "purchase"), ("POST", "verify-purchase"), ("GET", "purchases"), ("GET", "purchased/{video_id}"),
+    ("GET", "miner_purchase_scores"), ("GET", "miner_purchase_scores/{hotkeys}"))]
+OPERATOR = [f"{method} /api/focus/{name}" for method, name in (
+    ("GET", "review"), ("POST", "review"), ("POST", "take_down"), ("GET", "refunds"), ("POST", "refunded"), ("POST", "unban"))]
+NUMBERS = [f"GET /api/focus/get_{name}" for name in ("rewards_percent", "task_percentage_map", "max_focus_alpha", "variable_reward_pool_alpha",
+                                                     "fixed_reward_pool_alpha", "alpha_to_tao_rate")]
+SHOP = ["GET /recordings", "GET /recordings/{id}", "GET /recordings/{id}/frames/{n}", "GET /market", "GET /review"]
+DESK = ["POST /review/sign-in", "POST /review/sign-out", "GET /review/{id}", "POST /review/{id}", "GET /review/{id}/frames/{n}", "GET /review/{id}/film"]
 PAGES = ["GET /", "GET /dashboard", "GET /leaderboard", "GET /miners/{hotkey}", "GET /dataset", "GET /rounds", "GET /rounds/{id}", "GET /style.css",
          "GET /icon.svg", "GET /favicon.ico"]
 
@@ -121,6 +141,28 @@ def service(tmp_path_factory):
 @pytest.fixture(scope="module")
 def doors(service):
     return schemathesis.openapi.from_url(f"{service.url}/openapi.json")
+
+
+@pytest.fixture(scope="module")
+def shop(service):
+    "Keys of the API by role, and a recording that is for sale."
+    market = Market(open_database(service.state / "market.sqlite"), MarketSettings())
+    keys = {role: make_key(market.engine, role, role) for role in ("app", "operator", "buyer")}
+    market.announce(LISTED, "app", "eve", make_task("Shopping list", "Write a shopping list with prices."), "list.mp4", 10)
+    market.uploaded(LISTED, "ab" * 32, 10)
+    market.judged(LISTED, "READY", "good", 0.8, 0.8, 10**6, 75.0)
+    market.submit(LISTED, "owner", 10**6, account_of("//Owner"), False)
+    yield keys
+    assert market.differences() == []
+    market.engine.dispose()
+
+
+def known(case):
+    "Makes a made-up request one about the recording that is there."
+    if isinstance(case.body, dict) and "video_id" in case.body:
+        case.body["video_id"] = LISTED
+    if "video_id" in (case.path_parameters or {}):
+        case.path_parameters["video_id"] = LISTED
 
 
 def fitting(service):
@@ -143,7 +185,8 @@ def fitting(service):
 
 
 def test_the_service_describes_everything(doors):
-    assert {f"{o.ok().method.upper()} {o.ok().path}" for o in doors.get_all_operations()} == {*SERVICE, *PUBLIC, *PAGES}
+    assert {f"{o.ok().method.upper()} {o.ok().path}" for o in doors.get_all_operations()} == {
+        *SERVICE, *PUBLIC, *PAGES, *APP, *BUYER, *OPERATOR, *NUMBERS, *SHOP, *DESK}
 
 
 @pytest.mark.parametrize("examples", [FEW // 2, pytest.param(MANY // 2, marks=pytest.mark.full)])
@@ -164,3 +207,36 @@ def test_what_anyone_may_read_of_the_service(service, doors, operation):
 @pytest.mark.parametrize(("operation", "mode"), [(o, GenerationMode.POSITIVE) for o in PAGES] + [(o, GenerationMode.NEGATIVE) for o in PAGES[2:7]])
 def test_no_address_breaks_a_page(service, doors, operation, mode):
     assert set(play(service, doors, operation, mode, False, 20)) <= {0, 200, 404, 422}
+
+
+# ---- the market
+
+MODES = [(GenerationMode.POSITIVE, True), (GenerationMode.POSITIVE, False), (GenerationMode.NEGATIVE, False)]
+FINE = {0, 200, 206, 402, 403, 404, 409, 413, 416, 422}
+
+
+@pytest.mark.parametrize("examples", [FEW, pytest.param(MANY // 2, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("mode", "about"), MODES, ids=["allowed", "unknown", "forbidden"])
+@pytest.mark.parametrize(("role", "operation"), [*(("app", o) for o in APP), *(("hotkey", o) for o in BUYER), *(("buyer", o) for o in BUYER[:5]),
+                                                 *(("operator", o) for o in OPERATOR)])
+def test_no_request_breaks_the_market(service, doors, shop, role, operation, mode, about, examples):
+    fit = known if about else lambda case: None
+    assert set(play(service, doors, operation, mode, role == "hotkey", examples, fit, shop.get(role, ""))) <= FINE
+
+
+@pytest.mark.parametrize("operation", [*APP, *BUYER, *OPERATOR])
+def test_without_a_name_nothing_is_done(service, doors, shop, operation):
+    assert set(play(service, doors, operation, GenerationMode.POSITIVE, False, FEW, known)) <= {401, 403, 413, 422}
+
+
+@pytest.mark.parametrize("operation", NUMBERS)
+def test_the_numbers_of_the_day(service, doors, operation):
+    assert set(play(service, doors, operation, GenerationMode.POSITIVE, False, 3)) == {200}
+
+
+@pytest.mark.parametrize("operation", SHOP + DESK)
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["allowed", "forbidden"])
+def test_no_request_breaks_the_shop(service, doors, operation, mode):
+    if mode == GenerationMode.NEGATIVE and operation in ("GET /recordings", "GET /market", "GET /review"):
+        return  # every query is allowed there
+    assert set(play(service, doors, operation, mode, False, 8)) <= {0, 200, 401, 403, 404, 413, 422}

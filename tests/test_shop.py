@@ -33,7 +33,8 @@ EVIL = "<script>alert(1)</script> \"><img src=x onerror=alert(1)> {{7*7}}"
 
 def site(stack, folder, net, films=(), many=0):
     "(address, its FocusService) of a service with real judged recordings, and `many` rows more."
-    settings = load_settings({"network.endpoint": net.endpoint, "focus.min_seconds": 20, "focus.read_least": 60, "api.anonymous_per_minute": 100_000}, environ={})
+    settings = load_settings({"network.endpoint": net.endpoint, "focus.min_seconds": 20, "focus.read_least": 60, "api.anonymous_per_minute": 100_000},
+                             environ={})
     chain, keypair = stack.enter_context(Chain(net.endpoint, 24)), dev_wallet("//service").hotkey
     gate = Gate(keypair.ss58_address, lambda: Metagraph(24, 1, ()))
     book = stack.enter_context(Book(folder, Space("toy@1", 8)))
@@ -41,13 +42,17 @@ def site(stack, folder, net, films=(), many=0):
     for n, (title, film, frames, kind) in enumerate(films):
         take_in(focus, title, film, frames, kind, n)
     if many:
-        rows = [asdict(Item(id=f"{n:026d}", state=("SUBMITTED", "PURCHASED")[n % 3 == 0], changed_at=1.7e9 + n, app="desk", owner=f"p{n % 700}", title=f"Task {n}",
-                            text="Do it.", payee=WHERE["address"], seconds=60.0 + n % 900, score=n % 97 / 97, final=n % 97 / 97, price_rao=10_000_000 + 7 * n,
-                            submitted_at=1.7e9 + n, sold_at=1.75e9 + n if n % 3 == 0 else None)) for n in range(many)]
         with focus.market.engine.begin() as connection:
-            connection.execute(ITEMS.insert(), rows)
+            connection.execute(ITEMS.insert(), [asdict(made_up(n)) for n in range(many)])
     service = Service(book, Door(keypair, 100_000), gate, gate, Rotation([]), lambda: [])
     return stack.enter_context(serving(build_app(service, focus))), focus
+
+
+def made_up(n):
+    "A recording that is for sale, or sold."
+    return Item(id=f"{n:026d}", state=("SUBMITTED", "PURCHASED")[n % 3 == 0], changed_at=1.7e9 + n, app="desk", owner=f"p{n % 700}", title=f"Task {n}",
+                text="Do it.", payee=WHERE["address"], seconds=60.0 + n % 900, score=n % 97 / 97, final=n % 97 / 97, price_rao=10_000_000 + 7 * n,
+                submitted_at=1.7e9 + n, sold_at=1.75e9 + n if n % 3 == 0 else None)
 
 
 def take_in(focus, title, film, frames, kind, n):
@@ -69,13 +74,16 @@ def take_in(focus, title, film, frames, kind, n):
 def sites(tmp_path_factory):
     "Addresses and services by name: `empty`, `small`, `large`."
     folder = tmp_path_factory.mktemp("shop")
-    lines = (["Shopping list", "milk 1.29", "bread 2.40", "apples 3.15"], ["Groceries for the whole of next week", "apples 2.99", "milk 1.09", "bread 3.10", "and some tea 4.20"],
+    lines = (["Shopping list", "milk 1.29", "bread 2.40", "apples 3.15"],
+             ["Groceries for the whole of next week", "apples 2.99", "milk 1.09", "bread 3.10", "and some tea 4.20"],
              ["To buy", "bread 2.2", "milk 1.4"])
     films = [write_film(folder / f"{n}.mp4", writing(text), 2).read_bytes() for n, text in enumerate(lines)]
     with ExitStack() as stack:
         net = stack.enter_context(LocalNet(golden_path("data"), block_seconds=None))
-        shown = [("Shopping list", films[0], False, TaskType.USER), (EVIL[:120], films[1], True, TaskType.USER), ("Market list", films[2], False, TaskType.MARKETPLACE)]
-        yield {"empty": site(stack, folder / "empty", net), "small": site(stack, folder / "small", net, shown), "large": site(stack, folder / "large", net, (), MANY)}
+        shown = [("Shopping list", films[0], False, TaskType.USER), (EVIL[:120], films[1], True, TaskType.USER),
+                 ("Market list", films[2], False, TaskType.MARKETPLACE)]
+        yield {"empty": site(stack, folder / "empty", net), "small": site(stack, folder / "small", net, shown),
+               "large": site(stack, folder / "large", net, (), MANY)}
 
 
 def listed(focus, *states):
@@ -171,7 +179,8 @@ def paths(focus):
 
 
 @chromium_only
-@pytest.mark.parametrize("name,scheme,size", [("empty", "light", None), ("small", "light", None), ("small", "dark", None), ("small", "light", PHONE), ("large", "dark", None)])
+@pytest.mark.parametrize("name,scheme,size", [
+    ("empty", "light", None), ("small", "light", None), ("small", "dark", None), ("small", "light", PHONE), ("large", "dark", None)])
 def test_pages_can_be_read(sites, chromium, name, scheme, size):
     url, focus = sites[name]
     with Visit(chromium, url, size, scheme) as visit:

@@ -25,7 +25,7 @@ from .wares import (Announcement, Buy, Decision, Done, FocusList, ListedVideo, N
                                  Takedown, Unban, Verified, Waiting, WaitingList, Which)
 from ..chain.auth import Refused, exchange_of, sign_response
 from ..chain.network import ChainReader
-from ..chain.payments import PaymentRefused, PaymentUnknown, need_address
+from ..chain.payments import PaymentRefused, PaymentUnknown
 from ..focus.intake import Intake
 from ..focus.log import IllegalMove, Item, Purchase
 from ..focus.market import Banned, BudgetSpent, Market, NotForSale, NotThere, TooMany
@@ -203,7 +203,7 @@ def buyer_routes(s: FocusService) -> APIRouter:
         outside = caller.kind == "buyer"
         if outside and not sent.coldkey:
             raise Refused(422, "coldkey: say which address the money will come from")
-        coldkey = need_address("coldkey", sent.coldkey or "") if outside else caller.coldkey
+        coldkey = (sent.coldkey or "") if outside else caller.coldkey
         budget = 0 if outside else s.rates().budget_rao(s.settings.market)
         return Offer.of(market.reserve(sent.video_id, caller.name, coldkey, s.chain.block(), budget, outside))
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SHOWN_STATES', 'RECORDINGS', 'PRIVATE', 'LEFT_OUT', 'TONES', 'LANES', 'CHECKS', 'SEEN', 'WORDS', 'HISTORY', 'LINE',
-           'STANDINGS', 'SALES', 'COOKIE', 'QUEUE', 'HIDDEN', 'SIGN_IN', 'DECISION', 'Id', 'N', 'JPEG', 'FILM',
-           'EITHER_WAY', 'FORM_ERRORS', 'NAV', 'tao', 'recording_row', 'recordings_page', 'lane', 'spans', 'check_row',
-           'verdict_parts', 'frame_figures', 'frame_jpeg', 'public_item', 'history_rows', 'recording_page', 'line_row',
-           'sale_row', 'budget_facts', 'market_page', 'market_figures', 'market_panel', 'mark_of', 'Desk', 'read_form',
-           'sign_in_page', 'queue_page', 'case_page', 'shop_routes', 'desk_routes', 'approved', 'score_of']
+           'STANDINGS', 'SALES', 'COOKIE', 'QUEUE', 'HIDDEN', 'SIGN_IN', 'DECISION', 'Id', 'N', 'EITHER_WAY', 'NO_FILE',
+           'JPEG', 'FILM', 'FORM_ERRORS', 'NAV', 'tao', 'recording_row', 'recordings_page', 'lane', 'spans',
+           'check_row', 'verdict_parts', 'frame_figures', 'frame_jpeg', 'public_item', 'history_rows', 'recording_page',
+           'line_row', 'sale_row', 'budget_facts', 'market_page', 'market_figures', 'market_panel', 'mark_of', 'Desk',
+           'read_form', 'sign_in_page', 'queue_page', 'case_page', 'shop_routes', 'desk_routes', 'approved', 'score_of']
 
 # %% ../../nbs/14o_api_shop.ipynb #af7cf612
 import hashlib
@@ -351,10 +351,12 @@ def _decision(base: str, mark: str, item: Item) -> Markup:
 # %% ../../nbs/14o_api_shop.ipynb #20c0c07d
 Id = Annotated[str, Path(max_length=40)]
 N = Annotated[int, Path(ge=0, le=1000)]
-JPEG: dict[int | str, dict[str, Any]] = {200: {"description": "the frame", "content": {"image/jpeg": {}}}}
-FILM: dict[int | str, dict[str, Any]] = {200: {"description": "the film", "content": {"video/mp4": {}, "video/webm": {}}},
-                                         206: {"description": "a part of it"}, 416: {"description": "no such part"}}
 EITHER_WAY = {"text/html": {"schema": {"type": "string"}}, "application/json": {}}
+NO_FILE: dict[int | str, dict[str, Any]] = {code: {"description": words, "content": EITHER_WAY} for code, words in (
+    (401, "not signed in"), (404, "there is no such thing"), (422, "not understood"), (429, "too often"))}
+JPEG = NO_FILE | {200: {"description": "the frame", "content": {"image/jpeg": {}}}}
+FILM = NO_FILE | {200: {"description": "the film", "content": {"video/mp4": {}, "video/webm": {}}}, 206: {"description": "a part of it"},
+                  416: {"description": "no such part"}}
 FORM_ERRORS = PAGE_ERRORS | {code: {"description": words, "content": EITHER_WAY} for code, words in (
     (303, "done; the next page is named"), (400, "not a request"), (401, "not signed in"), (403, "not from the own session"),
     (408, "the body did not arrive in time"), (413, "too large"), (429, "too often"))}
