@@ -17,7 +17,7 @@ from omega_lab.focus.inputs import read_inputs
 from omega_lab.focus.reading import RapidReader
 from omega_lab.focus.record import Recorder, join_parts
 from omega_lab.focus.task import FocusError, make_task
-from omega_lab.media import frames, probe
+from omega_lab.media import MediaError, frames, probe
 from omega_lab.settings import FocusSettings, RecorderSettings
 
 lacking = [name for name in ("Xvfb", "xterm", "xdotool") if not shutil.which(name)]
@@ -67,6 +67,19 @@ def done(process, seconds=120):
     return out
 
 
+def recorded(part, seconds, patience=90):
+    "Wait until so many seconds of a film that is being recorded can be played: how soon that is depends on the machine."
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        try:
+            if probe(part).duration >= seconds:
+                return
+        except MediaError:
+            pass  # nothing is in it yet
+        time.sleep(0.2)
+    raise AssertionError(f"{part} does not grow")
+
+
 def book_in(folder):
     book = Book(folder)
     return book, book.tasks.add(make_task("Hello", "Say hello in a terminal, twice."))
@@ -89,7 +102,7 @@ def test_a_recording_with_a_pause_shows_nonce_and_work(screen, tmp_path):
         assert recorder.seconds > before + 1
     joined = join_parts(recorder.parts, tmp_path / "film.mp4")
     assert len(recorder.parts) == 2 and not joined.skipped
-    assert joined.info.duration == pytest.approx(sum(probe(part).duration for part in recorder.parts), abs=0.15)
+    assert joined.info.duration == pytest.approx(sum(probe(part).duration for part in recorder.parts), abs=0.5)
     events = read_inputs(tmp_path / "inputs.jsonl").events
     keys = [event.key for event in events if event.kind == "key"]
     assert keys == [*["letter"] * 4, "space", *["letter"] * 5, "space", "digit", "digit", "Return", "Ctrl+L"], "classes of characters, names of keys"
@@ -117,9 +130,9 @@ def test_the_command_records_and_a_signal_ends_it(screen, tmp_path):
     place = ["--set", f"paths.focus={tmp_path / 'focus'}", "--set", f"recorder.display={screen.display}"]
     process = lab("record", "Hello", *place, environ=screen.environ)
     until = time.monotonic() + 60
-    while not list((tmp_path / "focus").glob("recordings/*/parts/part-000.mp4")) and time.monotonic() < until:
+    while not (parts := list((tmp_path / "focus").glob("recordings/*/parts/part-000.mp4"))) and time.monotonic() < until:
         time.sleep(0.1)
-    time.sleep(2.5)
+    recorded(parts[0], 2)
     process.send_signal(signal.SIGINT)
     out = done(process)
     assert "omega-lab focus score" in out
@@ -156,14 +169,14 @@ def test_no_grabber_outlives_its_recorder(screen, tmp_path):
     until = time.monotonic() + 60
     while not (parts := list((tmp_path / "focus").glob("recordings/*/parts/part-000.mp4"))) and time.monotonic() < until:
         time.sleep(0.1)
-    time.sleep(1.5)
+    recorded(parts[0], 1)
     process.kill()
     process.wait()
     until = time.monotonic() + 10
     while subprocess.run(["pgrep", "-f", str(parts[0])], capture_output=True).returncode == 0 and time.monotonic() < until:
         time.sleep(0.1)
     assert subprocess.run(["pgrep", "-f", str(parts[0])], capture_output=True).returncode == 1, "it still records"
-    assert probe(parts[0]).duration > 1, "and what it had is whole"
+    assert probe(parts[0]).duration >= 1, "and what it had is whole"
 
 
 def test_no_screen_is_said_and_leaves_nothing(tmp_path):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REFUSALS', 'ANSWER_TAG', 'HEADER_SIGNED_AT', 'HEADER_ANSWER_SIGNATURE', 'CLOCK_SLACK', 'key_remedy', 'open_wallet',
-           'DevWallet', 'dev_wallet', 'sign_request', 'NonceStore', 'Refused', 'authenticate', 'authorise', 'Meter',
-           'Gate', 'ReceiptError', 'Exchange', 'sha256', 'exchange_of', 'AnswerReceipt', 'sign_response',
-           'signature_holds', 'verify_receipt', 'verify_response']
+           'DevWallet', 'dev_wallet', 'sign_request', 'share_file', 'NonceStore', 'Refused', 'authenticate',
+           'authorise', 'Meter', 'Gate', 'ReceiptError', 'Exchange', 'sha256', 'exchange_of', 'AnswerReceipt',
+           'sign_response', 'signature_holds', 'verify_receipt', 'verify_response']
 
 # %% ../../nbs/10c_chain_auth.ipynb #1bc1006a
 import hashlib
@@ -79,6 +79,20 @@ def sign_request(keypair: Any, method: str, url_or_path: str, body: bytes, recei
     target = httpx.URL(url_or_path).raw_path.decode()  # path and query, as they will be on the wire
     return http_auth.sign(keypair, method=method, path=target, body=body, receiver_ss58=receiver_ss58)
 
+# %% ../../nbs/10c_chain_auth.ipynb #5ae7e9a2
+def share_file(db: sqlite3.Connection, patience: float) -> None:
+    "Let several processes write to an SQLite file, each waiting up to `patience` seconds for its turn."
+    db.execute(f"pragma busy_timeout = {int(patience * 1000)}")
+    until = time.monotonic() + patience
+    while True:
+        try:
+            db.execute("pragma journal_mode = wal")
+            return
+        except sqlite3.OperationalError:  # of several that open a new file at once, one may be told at once that it is busy
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+
 # %% ../../nbs/10c_chain_auth.ipynb #ca1c8640
 class NonceStore:
     """Which (hotkey, nonce) pairs were seen in the last `retention` seconds.
@@ -89,9 +103,8 @@ class NonceStore:
     def __init__(self, path: str | Path | None = None, retention: float = 60.0):
         self.retention = retention
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(str(path) if path else ":memory:", timeout=5, check_same_thread=False,
-                                   isolation_level=None)
-        self._db.execute("pragma journal_mode = wal")
+        self._db = sqlite3.connect(str(path) if path else ":memory:", check_same_thread=False, isolation_level=None)
+        share_file(self._db, 20)
         self._db.execute("pragma synchronous = normal")
         self._db.execute("create table if not exists seen"
                          " (hotkey text, nonce text, at real, primary key (hotkey, nonce))")

@@ -14,6 +14,7 @@ from sqlalchemy import BigInteger, DateTime, Engine, String, create_engine, even
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from .auth import share_file
 from .payments import Payment, PaymentKey
 
 # %% ../../nbs/10t_chain_claims.ipynb #53d797df
@@ -81,8 +82,7 @@ def open_claims(url: str | Path) -> Engine:
 def take_turns(connection: Any, _: Any) -> None:
     "A fresh SQLite connection: we begin transactions ourselves, and wait up to a minute for our turn."
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA busy_timeout = 60000")
+    share_file(connection, 60)
 
 
 def in_turns(engine: Engine) -> None:
