@@ -90,3 +90,8 @@ def test_nothing_is_loaded_from_elsewhere(site):
                 assert (site / urlsplit(address).path).is_file(), f"{page.name}: {address}"
     for sheet in site.rglob("*.css"):
         assert not re.search(r"url\(\s*['\"]?(https?:)?//|@import", sheet.read_text()), sheet.name
+
+
+def test_the_readme_leads_somewhere():
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
