@@ -8,6 +8,7 @@ from omega_lab.validator.report import (
     plot_similarity,
     profile_agreement,
     profile_weights,
+    purchases,
     recheck,
     refusals,
     refused_duplicate,
@@ -17,5 +18,5 @@ from omega_lab.validator.report import (
 from omega_lab.validator.round import check_encoder, open_validator, publish_corpus, run_round, run_rounds, set_weights
 
 __all__ = ["Table", "check_encoder", "leaderboard", "open_validator", "plot_averages", "plot_novelty", "plot_scores", "plot_similarity",
-           "profile_agreement", "profile_weights", "publish_corpus", "recheck", "refusals", "refused_duplicate", "run_round", "run_rounds",
+           "profile_agreement", "profile_weights", "publish_corpus", "purchases", "recheck", "refusals", "refused_duplicate", "run_round", "run_rounds",
            "set_weights", "short", "spot_checks"]
