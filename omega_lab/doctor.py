@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIBRARIES', 'Finding', 'check_libraries', 'check_settings', 'check_encoder_choice', 'check_chain', 'check_wallet',
-           'check_data', 'check_focus', 'check_port', 'examine']
+           'check_data', 'check_focus', 'check_market', 'check_port', 'examine']
 
 # %% ../nbs/16b_doctor.ipynb #3ccb7968
 import importlib.metadata
@@ -135,6 +135,32 @@ def check_focus(s: Settings) -> Iterator[Finding]:
     except FocusError as error:
         yield Finding("screen", "note", str(error))
 
+# %% ../nbs/16b_doctor.ipynb #b0a7c020
+def check_market(s: Settings) -> Iterator[Finding]:
+    "Whether the market that a miner would buy from answers, and the database of one's own, if either is named."
+    if s.market.database:
+        from omega_lab.focus.tables import MarketError, open_database
+
+        try:
+            engine = open_database(s.market.database)
+            yield Finding("market database", "ok", engine.url.render_as_string())
+            engine.dispose()
+        except MarketError as error:
+            yield Finding("market database", "missing", str(error), "mend [market] database, or start it")
+    if not s.buyer.service:
+        yield Finding("market", "note", "no market to buy recordings from is named", "[buyer] service and service_hotkey")
+        return
+    from omega_lab.api.client import ServiceClient
+
+    with ServiceClient(s.buyer.service, s.buyer.service_hotkey, None) as client:
+        said = client.health()
+    if said is None:
+        yield Finding("market", "missing", f"{s.buyer.service} does not answer", "start it, or mend [buyer] service")
+    elif said.hotkey != s.buyer.service_hotkey:
+        yield Finding("market", "missing", f"{s.buyer.service} signs as {said.hotkey}", "set [buyer] service_hotkey to that, if it is the one you trust")
+    else:
+        yield Finding("market", "ok", f"{s.buyer.service} answers and signs as expected")
+
 # %% ../nbs/16b_doctor.ipynb #a600cc54
 class _Hello(BaseHTTPRequestHandler):
     def do_GET(self):
@@ -177,7 +203,7 @@ def check_port(ip: str, port: int) -> Finding:
 def examine(settings: Settings, port: int | None = None) -> list[Finding]:
     "Everything the doctor looks at, in order."
     findings = [*check_libraries(), *check_settings(), *check_encoder_choice(settings), *check_chain(settings),
-                *check_wallet(settings), *check_data(settings), *check_focus(settings)]
+                *check_wallet(settings), *check_data(settings), *check_focus(settings), *check_market(settings)]
     if port is not None:
         findings.append(check_port(settings.miner.external_ip, port))
     return findings

@@ -1,4 +1,5 @@
 """The whole round with real processes: chain, four miners, validator, dataset; the roles are shuffled against the demo's."""
+import html
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import time
 from itertools import permutations
 from pathlib import Path
 
+import httpx
 import nbformat
 import polars as pl
 import psutil
@@ -16,8 +18,10 @@ import pytest
 from omega_lab.chain import AnswerReceipt, Chain, ReceiptError, verify_receipt
 from omega_lab.corpus import load
 from omega_lab.demo import PLAYERS, TOPICS, Demo, Player, Stage
+from omega_lab.scoring.weights import combine, task_shares
+from omega_lab.settings import TasksSettings
 from omega_lab.store import Store, rescore_response
-from omega_lab.validator import leaderboard
+from omega_lab.validator import leaderboard, purchases
 
 ROLES = ("forger", "honest", "stuffer", "honest")  # the demo's own order is honest, honest, stuffer, forger
 
@@ -88,11 +92,25 @@ def test_weights_on_chain_are_the_stored_scores(played):
     with Chain(demo.endpoint, 24) as chain, Store(demo.folder / "state" / "validator") as store:
         graph = chain.metagraph()
         seen = chain.weights(graph.by_hotkey(demo.hotkeys["validator"]).uid)
-        scores = {graph.by_hotkey(h).uid: max(s, 0) for h, s in store.averages().items()}
+        told = combine({task: store.averages(task) for task in ("video", "focus")}, task_shares(TasksSettings().focus, 0.0))
+    scores = {graph.by_hotkey(h).uid: s for h, s in told.items()}
     best = max(scores.values())
     assert {u for u, s in scores.items() if s > 0} == set(seen)
     for uid, weight in seen.items():
         assert weight / 65535 == pytest.approx(scores[uid] / best, abs=1e-3)
+
+
+def test_a_recording_was_sold_and_everybody_can_see_it(played):
+    demo, said = played
+    told = "\n".join(said)
+    assert f"{demo.buyer}: {demo.recording} is bought" in told and "drawn by the demo" in told and "of its weight" in told
+    with Store(demo.folder / "state" / "validator") as store:
+        assert store.averages("focus") == {demo.hotkeys[demo.buyer]: 1.0}
+        assert purchases(store)["recordings"].to_list() == [1]
+    page = httpx.get(f"{demo.service.url}/recordings/{demo.recording}").text
+    assert ">sold<" in page and "Mousepad" in page and "Shopping list" in page
+    rounds = httpx.get(f"{demo.service.url}/rounds").text
+    assert all(html.escape(topic) in rounds for topic in demo.topics), "the validator told the service of its rounds"
 
 
 def test_the_dataset_loads(played):

@@ -22,7 +22,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Engine, Integer, String, Table, Text, create_engine, func, inspect, select, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
 from ..chain.claims import Base, in_turns
@@ -142,7 +142,11 @@ def open_database(url: str | Path) -> Engine:
     except ModuleNotFoundError as error:
         raise MarketError(f"[market] database wants the package {error.name}: pip install 'omega_lab[postgres]'") from None
     in_turns(engine)
-    migrate(engine)
+    try:
+        migrate(engine)
+    except DBAPIError as error:
+        told = str(error.orig).strip().splitlines()
+        raise MarketError(f"the database {engine.url.render_as_string()} cannot be used: {told[0] if told else error}") from None
     return engine
 
 # %% ../../nbs/13t_focus_tables.ipynb #53635491
