@@ -59,16 +59,16 @@ BLOCK_SECONDS = 12.0
 LISTED = ("SUBMITTED", "PURCHASE_PENDING", "PURCHASED")
 
 
-def line_query() -> Any:
-    "Items that are for sale, each with its place in the line."
+def line_query(limit: int, offset: int) -> Any:
+    "A stretch of the line: items for sale with their place, and since when they wait. Only what decides the place is sorted."
     sold = select(ITEMS.c.app, ITEMS.c.owner, func.max(ITEMS.c.sold_at).label("last")).where(ITEMS.c.sold_at.is_not(None)).group_by(
         ITEMS.c.app, ITEMS.c.owner).subquery()
     nth = func.row_number().over(partition_by=(ITEMS.c.app, ITEMS.c.owner), order_by=(ITEMS.c.submitted_at, ITEMS.c.id))
     waits = case((sold.c.last > ITEMS.c.submitted_at, sold.c.last), else_=ITEMS.c.submitted_at)
-    waiting = select(*ITEMS.c, waits.label("waits_since"), nth.label("nth")).outerjoin(
+    waiting = select(ITEMS.c.id, waits.label("waits_since"), nth.label("nth")).outerjoin(
         sold, and_(sold.c.app == ITEMS.c.app, sold.c.owner == ITEMS.c.owner)).where(ITEMS.c.state == "SUBMITTED").subquery()
-    place = func.row_number().over(order_by=(waiting.c.nth, waiting.c.waits_since, waiting.c.id))
-    return select(waiting, place.label("place")).order_by(place)
+    stretch = select(waiting).order_by(waiting.c.nth, waiting.c.waits_since, waiting.c.id).limit(limit).offset(offset).subquery()
+    return select(*ITEMS.c, stretch.c.waits_since).join(stretch, stretch.c.id == ITEMS.c.id).order_by(stretch.c.nth, stretch.c.waits_since, stretch.c.id)
 
 # %% ../../nbs/13u_focus_market.ipynb #ed8037e9
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ class Market:
     def line(self, limit: int = 100, offset: int = 0) -> list[Listing]:
         "What is for sale, in the order of the line."
         with self.reading() as session:
-            return [Listing(Item(**{name: row[name] for name in ITEMS.c.keys()}), row["place"], row["waits_since"])
-                    for row in session.execute(line_query().limit(limit).offset(offset)).mappings()]
+            rows = session.execute(line_query(limit, offset)).mappings()
+            return [Listing(Item(**{name: row[name] for name in ITEMS.c.keys()}), place, row["waits_since"]) for place, row in enumerate(rows, offset + 1)]
 
     def purchase(self, purchase: str) -> Purchase:
         "The purchase. Raises `NotThere`."
