@@ -43,9 +43,9 @@ async def bounded_body(request: Request, limit: int, seconds: float = 20.0) -> b
 
 
 def target(request: Request) -> str:
-    "The request target as it stood on the wire: the signature covers it."
-    query = request.url.query
-    return request.url.path + (f"?{query}" if query else "")
+    "The request target as it stood on the wire, escapes and all: the signature covers it."
+    path, query = request.scope.get("raw_path") or request.url.path.encode(), request.scope["query_string"]
+    return (path + (b"?" + query if query else b"")).decode("latin-1")
 
 # %% ../nbs/01c_serving.ipynb #40964f09
 @dataclass(frozen=True)

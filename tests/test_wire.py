@@ -15,7 +15,7 @@ import uvicorn
 from partner.environment import NoPartner, partner_python, run, running
 
 from omega_lab.chain import LAB_VERSION, Chain, Metagraph, Neuron, ReceiptError, dev_wallet, sign_request, verify_receipt
-from omega_lab.chain.auth import Gate, exchange_of, sha256, sign_response
+from omega_lab.chain.auth import Gate, Meter, exchange_of, sha256, sign_response
 from omega_lab.chain.localnet import LocalNet
 from omega_lab.chain.synapse import check_answer_signature, question_body, request_headers
 from omega_lab.embedding import CachedEncoder, get_encoder
@@ -213,7 +213,7 @@ def test_two_worker_processes_share_their_nonces(tmp_path):
 
 
 def test_per_minute_counts_both_wires_together(parts):
-    parts.gate.per_minute = 2
+    parts.gate.meter = Meter(2)
     with serving(parts) as port:
         assert old_question(port).status_code == 200
         assert asked(neuron(port), wire="lab")[0].status == "answered"

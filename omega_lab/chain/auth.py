@@ -207,12 +207,12 @@ class Gate:
                  need_permit: bool = True, nonce_store: NonceStore | None = None, max_age: float = 10.0,
                  per_minute: int | None = None):
         self.receiver, self.metagraph = receiver, metagraph
-        self.min_stake_rao, self.need_permit, self.per_minute = min_stake_rao, need_permit, per_minute
+        self.min_stake_rao, self.need_permit = min_stake_rao, need_permit
         self.nonces, self.max_age = nonce_store or NonceStore(), max_age
         if (fresh := max_age + http_auth.DEFAULT_ALLOWED_SKEW) > self.nonces.retention:
             raise ValueError(f"requests stay fresh for {fresh} s, nonces are remembered for {self.nonces.retention} s:"
                              " give the NonceStore a longer retention")
-        self._meter = Meter(per_minute) if per_minute else None
+        self.meter = Meter(per_minute) if per_minute else None
 
     def check(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Neuron:
         "The caller. `path` is the request target with its query, `body` the raw bytes. Raises Refused."
@@ -228,8 +228,8 @@ class Gate:
 
     def count(self, hotkey: str) -> None:
         "Refuse a hotkey that asked `per_minute` times within the last minute."
-        if self._meter:
-            self._meter.count(hotkey)
+        if self.meter:
+            self.meter.count(hotkey)
 
 # %% ../../nbs/10c_chain_auth.ipynb #092613d1
 ANSWER_TAG = "omega-lab-answer/1"
