@@ -29,12 +29,13 @@ from .market import DECIDERS, FocusService, waiting_items
 from .pages import (HEADERS, PAGE_ERRORS, Column, Listing, NothingHere, Site, badge, card, clock, facts, figures, hotkey, link, number, pager, pair,
                                  said, table, when)
 from .views import Recent
+from .wares import nameless
 from ..chain.auth import Refused
 from ..chain.link import ChainError
 from ..chain.state import in_tao
 from ..focus.evidence import Evidence, Observation
 from ..focus.log import Item, Purchase
-from ..focus.market import LISTED, Listing as Place, NotThere
+from ..focus.market import LISTED, Listing as Place, NotThere, reservation_blocks
 from ..focus.tables import ITEMS, close_session, key_holder, open_session, session_holder
 from ..focus.task import FocusError
 from ..focus.verdict import Check, Verdict, band
@@ -103,7 +104,7 @@ def check_row(check: Check, by: str) -> dict[str, Any]:
 def verdict_parts(verdict: Verdict, evidence: Evidence | None, frames: bool) -> list[Markup]:
     "Everything that a verdict rests on, as cards."
     rows = [check_row(c, "") for c in verdict.checks] + [check_row(c, o.judge) for o in verdict.opinions for c in o.legitimacy]
-    parts = [card("Why", _list(verdict.reasons), *(_opinion(o) for o in verdict.opinions))]
+    parts = [card("Why", _list([nameless(reason) for reason in verdict.reasons]), *(_opinion(o) for o in verdict.opinions))]
     if evidence is not None:
         seen = spans(evidence, frames)
         note = "" if frames else "What stood on the screen is not shown: its owner did not agree to that."
@@ -162,7 +163,7 @@ def history_rows(s: FocusService, item: Item) -> list[dict[str, Any]]:
     rows = []
     for e in s.market.history(item.id):
         if e.kind in WORDS:
-            buyer = hotkey(e.by) if e.kind in ("RESERVED", "PURCHASED") else None
+            buyer = hotkey(e.by, None) if e.kind in ("RESERVED", "PURCHASED") else None
             rows.append({"at": when(e.at), "what": WORDS[e.kind], "who": buyer, "rao": tao(e.data.get("rao") or e.data.get("price_rao"))})
     return rows
 
@@ -196,10 +197,10 @@ def line_row(p: Place) -> dict[str, Any]:
             "seconds": None if i.seconds is None else clock(i.seconds), "price_rao": tao(i.price_rao), "waits_since": when(p.waits_since)}
 
 
-def sale_row(p: Purchase) -> dict[str, Any]:
+def sale_row(p: Purchase, there: bool) -> dict[str, Any]:
     "A sale's line."
-    return {"at": when(p.ended_at), "item": link(f"…{p.item[-6:]}", f"/recordings/{p.item}"), "buyer": "an outside buyer" if p.outside else hotkey(p.buyer),
-            "price": tao(p.price_rao)}
+    shown = link(f"…{p.item[-6:]}", f"/recordings/{p.item}") if there else "taken down since"
+    return {"at": when(p.ended_at), "item": shown, "buyer": "an outside buyer" if p.outside else hotkey(p.buyer, None), "price": tao(p.price_rao)}
 
 
 def budget_facts(s: FocusService) -> Markup:
@@ -211,7 +212,9 @@ def budget_facts(s: FocusService) -> Markup:
         return Markup("<p>{}</p>").format("The chain does not answer at the moment; prices of new recordings are not known.")
     stop = int(rates.budget_rao(m) * m.stop_at)
     return facts([("Budget of a day", in_tao(rates.budget_rao(m))), ("Purchases stop at", in_tao(stop)), ("Spent or reserved", in_tao(s.market.spent_rao())),
-                  ("Share in the miners' weight", f"{s.settings.tasks.focus:.1%}"), ("Time to pay", f"{m.reservation_minutes:g} minutes"),
+                  ("Payments", s.market.trouble or "looked for in every final block"),
+                  ("Share in the miners' weight", f"{s.settings.tasks.focus:.1%}"),
+                  ("Time to pay", f"{reservation_blocks(m)} blocks, of 12 s on the network"),
                   ("Miners earn by price", "not by what they pay beyond it")])
 
 
@@ -221,8 +224,8 @@ def market_page(s: FocusService, site: Site, request: Request) -> HTMLResponse:
     total = s.market.counts().get("SUBMITTED", 0)
     line = [line_row(p) for p in s.market.line(*wish.window(total))]
     bought = sorted(s.market.standings().values(), key=lambda one: (-one.spent_rao, one.hotkey))
-    standing = [{"miner": hotkey(b.hotkey), "recordings": len(b.recordings), "spent": tao(b.spent_rao), "share": f"{b.share:.1%}"} for b in bought[:50]]
-    sales = [sale_row(p) for p in s.market.purchases(20, state="PAID")[0]]
+    standing = [{"miner": hotkey(b.hotkey, None), "recordings": len(b.recordings), "spent": tao(b.spent_rao), "share": f"{b.share:.1%}"} for b in bought[:50]]
+    sales = [sale_row(p, s.market.get(p.item).state in LISTED) for p in s.market.purchases(20, state="PAID")[0]]
     buyers = card("Purchases of 24 hours", table(STANDINGS, standing, "Purchases of 24 hours", empty="No miner has bought anything."))
     return site.page("Market", "/market", market_figures(s), pair(card("The day's money", budget_facts(s)), buyers),
                      card("For sale", table(LINE, line, "For sale", wish, "Nothing is for sale at the moment."), pager(wish, total)),
@@ -314,7 +317,7 @@ def queue_page(s: FocusService, site: Site, request: Request, name: str) -> HTML
     waiting = waiting_items(s.market)
     rows = [{"since": link(when(i.changed_at), f"/review/{i.id}"), "title": said(i.title, 60), "kind": i.task_type.lower(), "score": number(i.score, 2),
              "why": said(i.why, 120)} for i in wish.part(waiting)]
-    out = Markup('<form method="post" action="/review/sign-out"><div class="actions">{}<button>Sign out</button></div></form>').format(
+    out = Markup('<form class="stack" method="post" action="/review/sign-out"><div class="actions">{}<button>Sign out</button></div></form>').format(
         HIDDEN.format(mark_of(request.cookies[COOKIE])))
     listed = card("Waiting", table(QUEUE, rows, "Waiting", wish, "Nothing waits for a person."), pager(wish, len(waiting)))
     return site.page("Review", "/review", listed, out,
@@ -340,7 +343,7 @@ def case_page(s: FocusService, site: Site, request: Request, item: Item, trouble
 
 DECISION = """<form class="stack" method="post" action="{}">{}
 <label>Score, 0 to 1 ({}; empty: as it is)<input name="score" inputmode="decimal" maxlength="8"></label>
-<label>Reason, kept with the recording and told to its owner<textarea name="note" rows="3" maxlength="500"></textarea></label>
+<label>Reason, shown with the score; needed to refuse<textarea name="note" rows="3" maxlength="500"></textarea></label>
 <div class="actions"><button name="decision" value="approve">Approve</button><button name="decision" value="refuse">Refuse</button></div></form>"""
 
 

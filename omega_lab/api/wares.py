@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['VideoId', 'Person', 'Address', 'Note', 'Announcement', 'Which', 'Submit', 'Buy', 'Paid', 'Decision', 'Takedown',
-           'Refunded', 'Unban', 'tao', 'Nonce', 'PlatformTask', 'PlatformTasks', 'Progress', 'RecordingState',
-           'ListedVideo', 'FocusList', 'Offer', 'Verified', 'PastPurchase', 'PastPurchases', 'PurchaseScore',
-           'PurchaseScores', 'Waiting', 'WaitingList', 'OpenRefund', 'OpenRefunds', 'Done']
+           'Refunded', 'Unban', 'tao', 'nameless', 'Nonce', 'PlatformTask', 'PlatformTasks', 'Progress',
+           'RecordingState', 'ListedVideo', 'FocusList', 'Offer', 'Verified', 'PastPurchase', 'PastPurchases',
+           'PurchaseScore', 'PurchaseScores', 'Waiting', 'WaitingList', 'OpenRefund', 'OpenRefunds', 'Done']
 
-# %% ../../nbs/14h_api_wares.ipynb #5231a4f5
+# %% ../../nbs/14h_api_wares.ipynb #014ed3fe
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, RootModel
@@ -96,6 +97,11 @@ def tao(rao: int | None) -> float | None:
     return None if rao is None else rao / RAO_PER_TAO
 
 
+def nameless(reason: str) -> str:
+    "A reason without the name of the person who gave it."
+    return re.sub(r"reviewer:[^:]*", "a person", reason)
+
+
 class Nonce(Wire):
     "A word to show at the start of a recording."
     nonce: str
@@ -143,8 +149,9 @@ class RecordingState(Wire):
 
     @classmethod
     def of(cls, item: Item, verdict: Verdict | None, estimate_rao: int | None) -> "RecordingState":
+        reasons = dict.fromkeys([*([item.why] if item.why else []), *map(nameless, verdict.reasons if verdict else ())])
         return cls(video_id=item.id, state=SHOWN_AS.get(item.state, item.state), focusing_task=item.title, score=item.score, final_score=item.final,
-                   reasons=list(verdict.reasons) if verdict else [item.why] if item.why else [], feedback=verdict.annotation.user_feedback if verdict else "",
+                   reasons=list(reasons), feedback=verdict.annotation.user_feedback if verdict else "",
                    estimated_reward_rao=estimate_rao, estimated_reward_tao=tao(estimate_rao), price_rao=item.price_rao, earned_rao=item.earned_rao,
                    earned_tao=tao(item.earned_rao))
 

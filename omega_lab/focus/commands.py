@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['focus', 'tasks', 'Set', 'Which', 'CONSENT', 'opened', 'task_new', 'task_list', 'agreed', 'record', 'finish', 'upload',
-           'nonce', 'list_', 'score', 'verdict_lines', 'show', 'submit', 'offer', 'delete', 'review']
+           'nonce', 'list_', 'score', 'verdict_lines', 'show', 'submit', 'at_the_service', 'task_fetch', 'offer',
+           'offered_', 'withdraw', 'delete', 'review']
 
 # %% ../../nbs/16i_focus_commands.ipynb #d8080d03
 import select
@@ -345,32 +346,101 @@ def submit(which: Which, yes: Annotated[bool, typer.Option("--yes", help="do not
         typer.echo(f"{book.submit(recording, settings).id} is submitted")
 
 
+@contextmanager
+def at_the_service(pairs: list[str]) -> Iterator[tuple["Book", Any]]:
+    "Book, and the service that recordings are offered to."
+    from omega_lab.api.seller import SellerClient
+
+    with opened(pairs) as (settings, book), SellerClient.of(settings) as client:
+        yield book, client
+
+
+@tasks.command("fetch")
+def task_fetch(set_: Set = []) -> None:  # noqa: B006
+    "Take the tasks that the service offers into your own book, to record for one of them."
+    from omega_lab.focus.task import Task
+
+    with at_the_service(set_) as (book, client):
+        found = client.tasks()
+        for t in found:
+            book.tasks.add(Task(id=t.task_id, type=t.type, title=t.focusing_task, text=t.focusing_description, multiplier=t.multiplier,
+                                created_at=datetime.now().astimezone()))
+            typer.echo(f"{t.task_id}  {t.type}{f' ×{t.multiplier:g}' if t.multiplier != 1 else ''}  {t.focusing_task}")
+        if not found:
+            typer.echo("the service offers no tasks; any task of your own will do")
+
+
 @focus.command()
 def offer(which: Which, payee: Annotated[str, typer.Option(help="coldkey address that is paid (ss58)")],
           frames: Annotated[bool, typer.Option("--frames", help="let everybody see its key frames and the text on them")] = False,
           yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False, set_: Set = []) -> None:  # noqa: B006
     "Offer a recording on a market: upload it, wait for the service's own verdict, and put it up for sale if you agree."
-    from omega_lab.api.seller import SellerClient, SellerError, offer_recording
+    from omega_lab.api.seller import offer_recording
+
+    with at_the_service(set_) as (book, client):
+        told = offer_recording(client, book, book.get(which), payee, frames, typer.echo)
+        score = "none" if told.final_score is None else f"{told.final_score:.2f}"
+        typer.echo("\n".join([f"the service says: {told.state}, score {score}", *(f"  why: {reason}" for reason in told.reasons[:6])]))
+        if told.state == "SUBMITTED":
+            typer.echo(f"{told.video_id} is up for sale already")
+        elif told.state == "PENDING_HUMAN_REVIEW":
+            typer.echo(f"a person looks at it first; omega-lab focus offered tells what became of {told.video_id}")
+        elif told.state != "READY":
+            fail(f"{told.video_id} is {told.state} at the service: it cannot be put up for sale")
+        else:
+            _put_up(client, told, payee, frames, yes)
+
+
+def _put_up(client: Any, told: Any, payee: str, frames: bool, yes: bool) -> None:
+    "Ask, and put it up for sale."
     from omega_lab.chain.state import in_tao
 
-    with opened(set_) as (settings, book):
+    worth = in_tao(told.estimated_reward_rao) if told.estimated_reward_rao is not None else "an amount that is known when the chain answers"
+    shown = "its score, why, when what was seen" + (", and its key frames" if frames else ", but no picture of it")
+    if not yes and not (sys.stdin.isatty() and typer.confirm(f"Put it up for {worth}, paid to {payee}? Everybody will see {shown}.")):
+        fail("not put up for sale; answer yes, or say --yes")
+    done = client.submit(told.video_id, payee, frames)
+    typer.echo(f"{done.video_id} is up for sale at {in_tao(done.price_rao or 0)}")
+
+
+@focus.command("offered")
+def offered_(set_: Set = []) -> None:  # noqa: B006
+    "What became of the recordings that you offered: state, price, what they earned."
+    from omega_lab.api.seller import SellerError, offered
+    from omega_lab.chain.state import in_tao
+
+    with at_the_service(set_) as (book, client):
+        table, known = _table("own id", "state", "at the service", "price", "earned", "task"), False
+        for recording in book.all():
+            if not (video_id := offered(book, recording, client.url)):
+                continue
+            known = True
+            try:
+                told = client.state(video_id)
+            except SellerError as error:
+                if error.status != 404:
+                    raise
+                _row(table, recording.id, "not yours", video_id, "", "", recording.task.title)  # another key brought it
+                continue
+            amounts = ("" if rao is None else in_tao(rao) for rao in (told.price_rao, told.earned_rao))
+            _row(table, recording.id, told.state, video_id, *amounts, recording.task.title)
+        _print(table) if known else typer.echo(f"nothing was offered to {client.url} yet: omega-lab focus offer ID --payee ADDRESS")
+
+
+@focus.command()
+def withdraw(which: Which, yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False, set_: Set = []) -> None:  # noqa: B006
+    "Take an offered recording back from the service, which then removes it; it stays in your own book. Not once it is reserved or sold."
+    from omega_lab.api.seller import offered
+
+    with at_the_service(set_) as (book, client):
         recording = book.get(which)
-        try:
-            with SellerClient.of(settings) as client:
-                told = offer_recording(client, book, recording, typer.echo)
-                typer.echo("\n".join([f"the service says: {told.state}, score {told.final_score if told.final_score is not None else 'none'}",
-                                      *(f"  why: {reason}" for reason in told.reasons[:6])]))
-                if told.state != "READY":
-                    later = ", a person looks at it first" if "REVIEW" in told.state else ""
-                    fail(f"{told.video_id} is {told.state} at the service: it cannot be put up for sale{later}")
-                worth = in_tao(told.estimated_reward_rao) if told.estimated_reward_rao is not None else "an amount that is known when the chain answers"
-                shown = "its score, why, when what was seen" + (", and its key frames" if frames else ", but no picture of it")
-                if not yes and not (sys.stdin.isatty() and typer.confirm(f"Put it up for {worth}, paid to {payee}? Everybody will see {shown}.")):
-                    fail("not put up for sale; answer yes, or say --yes")
-                done = client.submit(told.video_id, payee, frames)
-                typer.echo(f"{done.video_id} is up for sale at {in_tao(done.price_rao or 0)}")
-        except SellerError as error:
-            fail(str(error))
+        if not (video_id := offered(book, recording, client.url)):
+            fail(f"{recording.id} was not offered to {client.url}")
+        if not yes and not (sys.stdin.isatty() and typer.confirm(f"Take {recording.task.title!r} back from {client.url}?", default=False)):
+            fail("not taken back; answer yes, or say --yes")
+        client.withdraw(video_id)
+        (book.path(recording) / "offered.json").unlink()
+        typer.echo(f"{recording.id} is taken back")
 
 
 @focus.command()

@@ -33,6 +33,7 @@ from .record import make_nonce
 from .rewards import Rates, price_rao, rao_of
 from .tables import ITEMS, MarketError, open_database
 from .task import FocusError, Task, TaskType, make_task
+from .unique import Indexes
 from .verdict import Verdict
 from ..media import MediaError
 from ..settings import Settings
@@ -149,15 +150,19 @@ class Intake:
 
     def withdraw(self, item: Item) -> Item:
         "The owner takes a recording back, with everything made of it. Raises `FocusError` once it is reserved or sold."
+        if item.state == "TAKEN_DOWN":
+            raise MarketError(f"{item.id} was taken down already")
         if item.state not in OWNERS:
             raise MarketError(f"{item.id} is {item.state}: it cannot be taken back any more; ask the operator to take it down")
-        return self.take_down(item, "owner", "taken back by its owner")
+        down = self.take_down(item, "owner", "taken back by its owner")
+        Indexes(self.book.folder / "index").forget(item.id)  # it may come again
+        return down
 
     # --- for the service
 
     def estimate(self, item: Item) -> int | None:
         "What a recording would be sold for now, in rao; None when the chain does not answer, or there is no score."
-        if item.final is None:
+        if item.final is None or item.state in ("REJECTED", "TAKEN_DOWN"):
             return None
         try:
             return price_rao(TaskType(item.task_type), item.final, self.rates(), self.settings.market)
@@ -196,6 +201,8 @@ class Intake:
     def review(self, item: Item, approve: bool, reviewer: str, note: str = "", score: float | None = None) -> Item:
         "A person's decision. Approved: ready, or submitted where that was wanted. Raises `FocusError`."
         recording = self.book.read(item.id)
+        if not approve and not note.strip():
+            raise MarketError("say why it is refused: its owner is told")
         if recording.state == "PENDING_HUMAN_REVIEW":
             recording = self.book.review(recording, approve, reviewer, self.settings, note, score)
         verdict = self.book.verdict(recording)
@@ -204,7 +211,7 @@ class Intake:
         return self.submit(reviewed, f"reviewer:{reviewer}") if approve and recording.state == "SUBMITTED" else self._go_on(reviewed)
 
     def take_down(self, item: Item, by: str, why: str) -> Item:
-        "Out of sight; film, evidence and verdict are removed. The log stays, and the measure in the index: the same film does not come back."
+        "Out of sight; film, evidence and verdict are removed. The log stays, and the measure in the index: what was taken down does not come back."
         down = self.market.take_down(item.id, by, why)
         if self.book.path(item.id).is_dir():
             self.book.delete(self.book.read(item.id), submitted=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK_SECONDS', 'LISTED', 'SHOWN', 'NotThere', 'NotForSale', 'Banned', 'BudgetSpent', 'TooMany', 'Listing',
-           'line_query', 'Settled', 'Market']
+           'line_query', 'Settled', 'reservation_blocks', 'Market']
 
 # %% ../../nbs/13u_focus_market.ipynb #cc7e1e80
 import time
@@ -80,11 +80,17 @@ class Settled:
     why: str = ""
 
 
+def reservation_blocks(s: MarketSettings) -> int:
+    "How many blocks a buyer has to pay."
+    return max(1, round(s.reservation_minutes * 60 / BLOCK_SECONDS))
+
+
 class Market:
     "The market in a database. Safe to use from several threads and processes. `clock` gives seconds since 1970."
 
     def __init__(self, engine: Engine, settings: MarketSettings, clock: Callable[[], float] = time.time):
         self.engine, self.settings, self.clock = engine, settings, clock
+        self.trouble = ""  # what keeps payments from being looked for, as the watcher of this process says
         with engine.begin() as connection:
             if not connection.execute(select(MARKS.c.value).where(MARKS.c.name == "lock")).first():
                 insert: Any = INSERTS[engine.dialect.name](MARKS)
@@ -246,7 +252,7 @@ class Market:
             if mine := self._open_of(session, buyer, recording):
                 return mine
             self._may_buy(session, item, buyer, coldkey, budget_rao, outside)
-            until = block + max(1, round(self.settings.reservation_minutes * 60 / BLOCK_SECONDS))
+            until = block + reservation_blocks(self.settings)
             made = self._happen(session, "OFFERED" if outside else "RESERVED", recording, buyer, id=str(ULID()), buyer=buyer, coldkey=coldkey,
                                 payee=item.payee, price_rao=item.price_rao, block=block, until_block=until)
             return next(entity for entity in made if isinstance(entity, Purchase))
@@ -300,6 +306,9 @@ class Market:
     def unban(self, hotkey: str, by: str) -> None:
         "Let a hotkey buy again."
         with self._alone() as session:
+            known = load(session, Buyer, hotkey)
+            if known is None or known.banned_until <= self.clock():
+                raise NotThere(f"{hotkey} is not banned")
             self._happen(session, "UNBANNED", "", by, hotkey=hotkey)
 
     # --- paying

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMN_TYPES', 'T', 'ITEMS', 'PURCHASES', 'BUYERS', 'REFUNDS', 'TABLES', 'EVENTS', 'MARKS', 'KEYRING', 'SESSIONS',
            'INDEXES', 'MIGRATIONS', 'ROLES', 'table_of', 'MarketError', 'migrate', 'open_database', 'load', 'store',
-           'log_event', 'next_seq', 'read_events', 'world_of', 'digest_of', 'make_key', 'end_key', 'key_holder',
-           'open_session', 'session_holder', 'close_session']
+           'log_event', 'next_seq', 'read_events', 'world_of', 'digest_of', 'make_key', 'renew_key', 'end_key',
+           'key_holder', 'open_session', 'session_holder', 'close_session']
 
 # %% ../../nbs/13t_focus_tables.ipynb #945ad79d
 import hashlib
@@ -205,8 +205,18 @@ def make_key(engine: Engine, name: str, role: str, clock: Callable[[], float] = 
     key = f"olk_{secrets.token_urlsafe(32)}"
     with engine.begin() as connection:
         if connection.execute(select(KEYRING.c.name).where(KEYRING.c.name == name)).first():
-            raise MarketError(f"there is a key named {name} already: choose another name, names are not used again")
+            raise MarketError(f"there is a key named {name} already: renew it with omega-lab market key renew, or choose another name")
         connection.execute(KEYRING.insert().values(digest=digest_of(key), name=name, role=role, made_at=clock()))
+    return key
+
+
+def renew_key(engine: Engine, name: str) -> str:
+    "A new key in the place of the one of this name, which opens nothing any more; what came by it stays its holder's. Raises `MarketError`."
+    key = f"olk_{secrets.token_urlsafe(32)}"
+    with engine.begin() as connection:
+        if not connection.execute(KEYRING.update().where(KEYRING.c.name == name).values(digest=digest_of(key), ended_at=None)).rowcount:
+            raise MarketError(f"there is no key named {name}")
+        connection.execute(SESSIONS.delete().where(SESSIONS.c.key_name == name))
     return key
 
 
