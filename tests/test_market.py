@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from omega_lab.api.wares import Announcement
 from omega_lab.chain import Chain, dev_wallet, open_wallet
 from omega_lab.chain.localnet import LocalNet
 from omega_lab.chain.rules import account_of
+from omega_lab.focus.files import write_json
 from omega_lab.focus.market import Market
 from omega_lab.focus.tables import make_key, open_database
 from omega_lab.focus.task import make_task
@@ -164,6 +166,41 @@ def test_from_upload_to_weight(world):
         ben.reserve(video)
 
 
+@pytest.mark.full  # a dozen and a half of processes
+def test_a_person_offers_from_their_own_book(world, tmp_path):
+    "The commands of someone who records, against the running service; then the film, for whoever bought it."
+    def lab(*arguments: str, code: int = 0, who: str = "eve") -> str:
+        process = world.lab(*arguments, who=who)
+        told = process.communicate(timeout=120)[0]
+        assert process.returncode == code and "Traceback" not in told, told
+        return told
+
+    (world.folder / "state" / "focus" / "tasks").mkdir(exist_ok=True)
+    boosted = make_task("Weekly list", "Open a text editor and write a shopping list: milk, bread and apples, each with its price.", "BOOSTED", 2.0)
+    write_json(world.folder / "state" / "focus" / "tasks" / f"{boosted.id}.json", boosted)
+    assert "nothing was offered" in lab("focus", "offered")
+    assert f"{boosted.id}  BOOSTED ×2  Weekly list" in lab("focus", "task", "fetch")
+    film = write_film(tmp_path / "weekly.mp4", writing(["Weekly list of the whole house", "bread 2.49", "apples 3.95", "milk 1.19", "and paper 4.00"]), 2)
+    own = re.search(r"^(\w{26}):", lab("focus", "upload", str(film), "--task", "Weekly"), re.M)[1]
+    assert "is not an SS58 address" in lab("focus", "offer", own, "--payee", "eve", "--yes", code=1)
+    told = lab("focus", "offer", own, "--payee", account_of("//EveBook"), "--yes")
+    video = re.search(r"(\w{26}) is up for sale at", told)[1]
+    item = world.market.get(video)
+    assert (item.task_type, item.multiplier, item.final) == ("BOOSTED", 2.0, 2 * item.score) and item.owner not in ("root", os.environ.get("USER"))
+    assert "SUBMITTED" in lab("focus", "offered") and "up for sale already" in lab("focus", "offer", own, "--payee", account_of("//EveBook"), "--yes")
+    assert "is taken back" in lab("focus", "withdraw", own, "--yes")
+    assert world.market.get(video).state == "TAKEN_DOWN" and "nothing was offered" in lab("focus", "offered")
+    again = re.search(r"(\w{26}) is up for sale at", lab("focus", "offer", own, "--payee", account_of("//EveBook"), "--yes"))[1]
+    assert "is bought" in lab("market", "buy", again, "--yes", who="cleo")
+    assert "REWARDED" in lab("focus", "offered") and "cannot be taken back" in lab("focus", "withdraw", own, "--yes", code=1)
+    lab("market", "film", again, "--output", str(tmp_path / "bought.mp4"), who="cleo")
+    assert (tmp_path / "bought.mp4").read_bytes() == film.read_bytes()
+    assert "you have not bought it" in lab("market", "film", again, who="ben", code=1)
+    assert "you bought" in lab("market", "buy", again, "--yes", who="cleo", code=1)
+    assert "not for sale" in lab("market", "buy", again, "--yes", who="ben", code=1)
+    assert "block_hash '0x12'" in lab("market", "verify", again, "0x12", who="ben", code=2)
+
+
 def test_an_outside_buyer_comes_after_the_miner(world):
     video, key = world.listed(1), {"x-api-key": world.keys["buyer"]}
     cold = world.wallets["cleo"].coldkeypub.ss58_address
@@ -254,12 +291,12 @@ def test_the_unattended_buyer_keeps_to_its_limits(world):
     cheap, dear = world.listed(30, "//Kim", 30_000_000), world.listed(31, "//Lou", 90_000_000)
     notebook = world.folder / "buyer.ipynb"
     limits = {"buyer.budget_tao": 0.2, "buyer.max_price_tao": 0.05, "buyer.most": 50}
-    run = world.lab("run", "buyer", "--output", str(notebook), who="cleo", **limits)
+    run = world.lab("run", "buyer", "--output", str(notebook), who="val", **limits)
     assert run.wait(timeout=180) == 0, run.stdout.read()
     assert (world.market.get(cheap).state, world.market.get(dear).state) == ("PURCHASED", "SUBMITTED")
     told = "".join("".join(o.get("text", "")) for c in json.loads(notebook.read_text())["cells"] for o in c.get("outputs", []))
     assert f"{cheap}: bought" in told and "share of the market" in told and "no unstaking" in told
-    assert sum(p.amount_rao for p in world.client("cleo").history().root if p.state == "PAID") <= 200_000_000
+    assert sum(p.amount_rao for p in world.client("val").history().root if p.state == "PAID") <= 200_000_000
 
 
 def test_money_that_is_missing_is_said_and_unstaked_only_when_allowed(world):
@@ -267,6 +304,7 @@ def test_money_that_is_missing_is_said_and_unstaked_only_when_allowed(world):
     poor = world.lab("market", "buy", video, "--yes", who="poor")
     told = poor.communicate()[0]
     assert poor.returncode == 1 and "are missing in" in told and "unstake = true" in told and "Traceback" not in told
+    assert world.market.get(video).state == "SUBMITTED", "said before it was reserved"
     with Chain(world.net.endpoint, 24) as chain:
         chain.transfer(dev_wallet("//Alice"), world.wallets["poor"].coldkeypub.ss58_address, 10**9)
         chain.add_stake(world.wallets["poor"], 15 * 10**8)
