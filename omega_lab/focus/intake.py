@@ -107,7 +107,8 @@ class Intake:
         "A film of `size` bytes is about to come. `at_once`: submit it when it is ready, to be paid to `payee`. Raises `FocusError`."
         if payee:
             need_payee(payee)
-        if (at_once or task.type is TaskType.MARKETPLACE) and not payee:
+        at_once = at_once or task.type is TaskType.MARKETPLACE
+        if at_once and not payee:
             raise MarketError("a recording that is submitted at once, as one for the marketplace is, needs the address it is paid to: payee")
         Upload(self.book.folder / "uploads", "", size, self.settings.focus.max_bytes)  # raises for a size that is not allowed
         recording = self.book.begin(task, self._use_nonce(app, nonce))
@@ -191,12 +192,21 @@ class Intake:
         score, final, reason = (verdict.score, verdict.final, verdict.reasons[0]) if verdict else (None, None, "")
         return self._go_on(self.market.judged(item.id, recording.state, why or reason, score, final, None, evidence.about.played if evidence else None))
 
-    def _go_on(self, item: Item) -> Item:
-        if item.state != "READY":
-            return item
-        if item.at_once:
-            return self.submit(item, "owner")
-        return item
+    def _go_on(self, item: Item, by: str = "owner") -> Item:
+        "Submit what was to be submitted at once; a chain that does not answer leaves that for later, and a copy is refused."
+        if item.state == "READY" and item.at_once:
+            try:
+                return self.submit(item, by)
+            except (ChainError, FocusError) as error:
+                log.warning("%s is not submitted: %s", item.id, error)
+        return self.market.get(item.id)
+
+    def submit_late(self) -> Item | None:
+        "The next recording that could not be submitted when it was ready; None when there is none, or the chain does not answer."
+        for item in self.market.items(("READY",), at_once=True)[0]:
+            if (gone_on := self._go_on(item)).state != "READY":
+                return gone_on
+        return None
 
     def review(self, item: Item, approve: bool, reviewer: str, note: str = "", score: float | None = None) -> Item:
         "A person's decision. Approved: ready, or submitted where that was wanted. Raises `FocusError`."
@@ -208,7 +218,7 @@ class Intake:
         verdict = self.book.verdict(recording)
         final = verdict.final if verdict and score is not None else None
         reviewed = self.market.review(item.id, approve, reviewer, note, score, final)
-        return self.submit(reviewed, f"reviewer:{reviewer}") if approve and recording.state == "SUBMITTED" else self._go_on(reviewed)
+        return self._go_on(reviewed, f"reviewer:{reviewer}")
 
     def take_down(self, item: Item, by: str, why: str) -> Item:
         "Out of sight; film, evidence and verdict are removed. The log stays, and the measure in the index: what was taken down does not come back."
@@ -234,7 +244,7 @@ def judge_next(intake: Intake, judges: Sequence[Any], aside: set[str]) -> Item |
         except Exception:
             aside.add(item.id)
             raise
-    return None
+    return intake.submit_late()
 
 
 def judge_until(intake: Intake, judges: Sequence[Any], stop: threading.Event, idle: float = 300.0) -> None:
@@ -303,7 +313,7 @@ class Judging:
     def _watch(self) -> None:
         while not self._stop.wait(0.5):
             try:
-                waiting = self.market.counts().get("PROCESSING", 0)
+                waiting = self.market.counts().get("PROCESSING", 0) + self.market.items(("READY",), 1, at_once=True)[1]
             except Exception as error:  # noqa: BLE001 - a database that restarts
                 log.warning("whether something is to be judged is not known: %s", error)
                 continue
