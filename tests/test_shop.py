@@ -246,8 +246,8 @@ def test_a_reviewer_decides_in_the_browser(sites, chromium):
         assert film.evaluate("v => v.duration") > 20
         assert visit.unreadable() == [] and visit.sticks_out() <= 0
         visit.shoot("shop", "review-case")
-        visit.page.get_by_label("Score").fill("0.7")
-        visit.page.get_by_label("Reason").fill("the list is there")
+        visit.page.get_by_role("textbox", name="Score, 0 to 1").fill("0.7")
+        visit.page.get_by_role("textbox", name="Reason").fill("the list is there")
         visit.page.get_by_role("button", name="Approve").click()
         assert "Nothing waits" in visit.page.content()
         item = focus.market.get(waiting.id)
