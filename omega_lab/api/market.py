@@ -137,8 +137,7 @@ def app_routes(s: FocusService) -> APIRouter:
         "A piece of the film, beginning at byte `offset`."
         body = await bounded_body(request, s.max_body, 300.0)
         caller = await s.caller(request, body, "app")
-        item = intake.of(caller.name, video_id)
-        item, there = await asyncio.to_thread(intake.write, item, offset, body)
+        item, there = await asyncio.to_thread(lambda: intake.write(intake.of(caller.name, video_id), offset, body))
         told = Progress(video_id=item.id, offset=there, size=item.size, state="PROCESSING")
         return Response(told.model_dump_json(), media_type="application/json")
 
@@ -243,10 +242,13 @@ def buyer_routes(s: FocusService) -> APIRouter:
     async def purchased(request: Request, video_id: Id) -> Response:
         "The recording itself, for whoever has bought it."
         caller = await s.caller(request, await bounded_body(request, s.max_body), *BUYERS)
-        if of_caller(caller, video_id).state != "PAID" or market.get(video_id).state != "PURCHASED":
-            raise NotThere(f"{video_id} is not yours")
-        recording = s.intake.book.read(video_id)
-        return FileResponse(s.intake.book.film(recording), media_type=f"video/{recording.kind}", filename=f"{video_id}.{recording.kind}")
+
+        def film() -> FileResponse:
+            if of_caller(caller, video_id).state != "PAID" or market.get(video_id).state != "PURCHASED":
+                raise NotThere(f"{video_id} is not yours")
+            recording = s.intake.book.read(video_id)
+            return FileResponse(s.intake.book.film(recording), media_type=f"video/{recording.kind}", filename=f"{video_id}.{recording.kind}")
+        return await asyncio.to_thread(film)
 
     @routes.get("/miner_purchase_scores", response_model=PurchaseScores, openapi_extra={"parameters": EITHER[1:]})
     async def miner_purchase_scores(request: Request) -> Response:

@@ -10,7 +10,8 @@ __all__ = ['SHOWN_STATES', 'RECORDINGS', 'PRIVATE', 'LEFT_OUT', 'TONES', 'LANES'
            'line_row', 'sale_row', 'budget_facts', 'market_page', 'market_figures', 'market_panel', 'mark_of', 'Desk',
            'read_form', 'sign_in_page', 'queue_page', 'case_page', 'shop_routes', 'desk_routes', 'approved', 'score_of']
 
-# %% ../../nbs/14o_api_shop.ipynb #af7cf612
+# %% ../../nbs/14o_api_shop.ipynb #8a5bf6fa
+import asyncio
 import hashlib
 import hmac
 import io
@@ -413,14 +414,16 @@ def desk_routes(s: FocusService, site: Site) -> APIRouter:
     async def sign_in(request: Request) -> Response:
         fields = read_form(await bounded_body(request, 10_000))
         try:
-            return desk.sign_in(fields.get("key", ""), request.client.host if request.client else "", request.url.scheme == "https")
+            address = request.client.host if request.client else ""
+            return await asyncio.to_thread(desk.sign_in, fields.get("key", ""), address, request.url.scheme == "https")
         except Refused as error:
             return sign_in_page(site, error.reason, error.status)
 
     @routes.post("/review/sign-out", openapi_extra=_form("mark"))
     async def sign_out(request: Request) -> Response:
-        desk.form(request, await bounded_body(request, 10_000))
-        close_session(s.market.engine, request.cookies[COOKIE])
+        body = await bounded_body(request, 10_000)
+        await asyncio.to_thread(desk.form, request, body)
+        await asyncio.to_thread(close_session, s.market.engine, request.cookies[COOKIE])
         answer = RedirectResponse("/review", 303)
         answer.delete_cookie(COOKIE, path="/review")
         return answer
@@ -431,13 +434,17 @@ def desk_routes(s: FocusService, site: Site) -> APIRouter:
 
     @routes.post("/review/{id}", openapi_extra=_form("mark", "decision", "score", "note"))
     async def decide(request: Request, id: Id) -> Response:
-        fields = desk.form(request, await bounded_body(request, 10_000))
-        item, name = waiting(request, id), desk.reviewer(request) or ""
-        try:
-            s.intake.review(item, approved(fields), name, fields.get("note", "")[:500], score_of(fields))
-        except FocusError as error:
-            return case_page(s, site, request, s.market.get(item.id), str(error), 422)
-        return RedirectResponse("/review", 303)
+        body = await bounded_body(request, 10_000)
+
+        def decided() -> Response:  # in a thread: what is approved enters the indexes, which takes its time
+            fields = desk.form(request, body)
+            item, name = waiting(request, id), desk.reviewer(request) or ""
+            try:
+                s.intake.review(item, approved(fields), name, fields.get("note", "")[:500], score_of(fields))
+            except FocusError as error:
+                return case_page(s, site, request, s.market.get(item.id), str(error), 422)
+            return RedirectResponse("/review", 303)
+        return await asyncio.to_thread(decided)
 
     @routes.get("/review/{id}/frames/{n}", response_class=Response, responses=JPEG)
     def frame(request: Request, id: Id, n: N) -> Response:
