@@ -139,9 +139,12 @@ class ApiSettings(Section):
 # %% ../nbs/00_settings.ipynb #8ecbdb50
 class ChecksSettings(Section):
     "How much of a response is fetched and recomputed. Part of the score hash."
-    policy: Literal["protocol", "always-one"] = Field(
-        "protocol", description="protocol: one clip with probability fetch_probability; always-one: one clip of every response")
+    policy: Literal["protocol", "always-one", "economic"] = Field(
+        "economic", description="protocol: one clip with probability fetch_probability | always-one: one clip of every response | "
+        "economic: as few as make forging a loss, more for a short or bad record")
     fetch_probability: float = Field(0.1, ge=0, le=1, description="chance that a response's media is fetched under the protocol policy")
+    record: int = Field(100, ge=1, description="answers of a miner that its record goes back")
+    newcomer: int = Field(20, ge=0, description="under economic, at least one clip of a miner's first answers, so many, is fetched, and after a punishment")
     fetch_timeout: float = Field(10.0, gt=0, description="time limit of one fetch, seconds")
     max_fetch_bytes: int = Field(200_000_000, ge=1, description="largest media file fetched, bytes")
 
@@ -166,6 +169,10 @@ class ScoringSettings(Section):
     punished_low_chunks: int = Field(16, ge=1, description="so many low-quality chunks or more: punished")
     max_low_chunks: int = Field(15, ge=0, description="more low-quality chunks than this: clip dropped")
     max_chunks: int = Field(50, ge=1, description="more chunks than this: clip dropped")
+    max_overlap: float = Field(0.5, ge=0, le=1, description="more shared seconds than this, over the shorter of two ranges of one video: same footage")
+    max_copied: float = Field(0.5, ge=0, le=1, description="a larger share of frames that are those of a known clip: same footage")
+    usual_failures: float = Field(0.05, gt=0, lt=1, description="share of failing fetches that is granted to every miner")
+    failure_chance: float = Field(0.001, gt=0, lt=1, description="a miner whose failing fetches are less likely than this by chance counts as not answering")
     chunk_tokens: int = Field(60, ge=8, description="longest caption chunk, CLIP tokens")
 
 # %% ../nbs/00_settings.ipynb #3c0f30c7

@@ -28,7 +28,7 @@ from .prepare import Shelf
 from .windows import pick
 from ..novelty import unit
 from ..protocol import Clip, VideoRequest, VideoResponse
-from ..scoring.video import description_relevance, query_relevance
+from ..scoring.video import description_relevance, media_cosines, query_relevance
 from ..settings import ScoringSettings
 from ..store import write_parquet
 
@@ -91,8 +91,8 @@ def make_ready(frame: pl.DataFrame, captions: Captions, dim: int) -> Ready:
 # %% ../../nbs/11b_miner_answer.ipynb #7f0c9590
 def expected_pay(ready: Ready, query: str, encoder: Encoder, s: ScoringSettings) -> np.ndarray:
     "float64[n]: what each clip would add to a response's score, were it accepted: (0.7·d + 1.3·q) / 2."
-    d = description_relevance(ready.vectors, ready.tokens, s)
-    q = query_relevance(ready.vectors, encoder.encode_text([query])[0], ready.sentences @ sentence_vectors([query])[0], s)
+    d = description_relevance(media_cosines(ready.vectors), ready.tokens, s)
+    q = query_relevance(media_cosines(ready.vectors, encoder.encode_text([query])[0]), ready.sentences @ sentence_vectors([query])[0], s)
     return (s.description_factor * d + s.query_factor * q) / 2
 
 # %% ../../nbs/11b_miner_answer.ipynb #b9cea4b8

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..embedding.base import ClipVectors, Encoder
 from ..embedding.text import caption_chunks, text_similarity, unique_tokens
-from ..scoring.video import description_relevance
+from ..scoring.video import description_relevance, media_cosines
 from ..settings import ScoringSettings
 from ..sources import Hit
 from ..validation import chunk_support, count_chunks, latent_thresholds, stuffing
@@ -62,7 +62,7 @@ def stacked(vectors: ClipVectors, text: np.ndarray) -> np.ndarray:
 def caption_pay(texts: Sequence[str], text_vectors: np.ndarray, vectors: ClipVectors, s: ScoringSettings, topic: str = "") -> np.ndarray:
     "float64[n]: what a clip's score owes to each caption: 0.7·d / 2, and 1.3·t / 6 when the topic is known."
     rows = np.stack([stacked(vectors, v) for v in text_vectors])
-    pay = s.description_factor * description_relevance(rows, np.array([unique_tokens(t) for t in texts]), s) / 2
+    pay = s.description_factor * description_relevance(media_cosines(rows), np.array([unique_tokens(t) for t in texts]), s) / 2
     if topic:
         pay += s.query_factor * np.minimum(s.text_similarity_cap, np.square(text_similarity(texts, topic))) / 6
     return pay
