@@ -35,6 +35,11 @@ class VideoRequest(Wire):
     "A validator's question: so many clips for a topic."
     query: str = Field(min_length=1, max_length=MAX_QUERY)
     num_videos: int = Field(ge=1, le=MAX_CLIPS)
+    commitment: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="SHA-256 of the secret that decides which clips are checked")
+
+    def body(self) -> bytes:
+        "As it is sent, and signed."
+        return self.model_dump_json(exclude_defaults=True).encode()
 
 # %% ../nbs/01_protocol.ipynb #990029d2
 class Clip(Wire):

@@ -18,7 +18,6 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..novelty import unit
 from ..settings import ScoringSettings
 
 # %% ../../nbs/06a_scoring_video.ipynb #9d8e931a
@@ -282,12 +281,12 @@ def _check_identity(table: _Table, clips: tuple[ClipEvidence, ...], s: ScoringSe
         seconds = clip.end_time - clip.start_time
         if not s.min_length <= seconds <= s.max_length:
             table.drop(i, f"{seconds} s long, allowed are {s.min_length:g} to {s.max_length:g}")
-    outcomes = [(clip.check.outcome(t, faults.caption_suffices), clip) for i, clip in enumerate(clips) if clip.check and not table.reasons[i]]
-    for outcome, clip in outcomes:
+    checks = [(clip.check.outcome(t, faults.caption_suffices), clip.check) for i, clip in enumerate(clips) if clip.check and not table.reasons[i]]
+    for outcome, check in checks:
         if outcome == "failed":
-            return "punished", _why_failed(clip.check, t)
-    unverified = next((c for outcome, c in outcomes if outcome == "unverified"), None)
-    return ("unverified", f"not verified: {unverified.check.reason}") if unverified else None
+            return "punished", _why_failed(check, t)
+    unverified = next((check for outcome, check in checks if outcome == "unverified"), None)
+    return ("unverified", f"not verified: {unverified.reason}") if unverified else None
 
 
 def _why_failed(check: SpotCheck, t: LatentThresholds) -> str:

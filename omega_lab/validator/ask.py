@@ -73,7 +73,7 @@ class Answer:
 # %% ../../nbs/12a_validator_ask.ipynb #2b51ad95
 async def ask_lab(client: httpx.AsyncClient, miner: Neuron, request: VideoRequest, keypair, max_bytes: int) -> Reply:
     "Ask on our own wire."
-    body = request.model_dump_json().encode()
+    body = request.body()
     headers = sign_request(keypair, "POST", f"{miner.url}{VIDEOS_PATH}", body, miner.hotkey)
     got = await post(client, f"{miner.url}{VIDEOS_PATH}", body, headers, max_bytes)
     if isinstance(got, Reply):

@@ -17,6 +17,7 @@ from ..chain.auth import AnswerReceipt, ReceiptError, verify_receipt
 from ..novelty import unit
 from ..protocol import MODALITIES, Clip, VideoRequest, VideoResponse, WireError, parse, stack_vectors
 from ..store import Store, StoreError
+from ..validation import commitment, response_seed, secret_seed
 
 # %% ../../nbs/12g_validator_evidence.ipynb #4838c186
 class NoProof(ValueError):
@@ -52,7 +53,8 @@ def prove(
     caller: str,  # the validator's hotkey
 ) -> Proof:
     "Check the signature, the bytes and the stored clips of one answer against each other. Raises `NoProof`."
-    found = store.sql("""select wire, receipt, body_sha256, outcome, reason, query, num_videos from responses join rounds using (round)
+    found = store.sql("""select wire, receipt, body_sha256, outcome, reason, query, num_videos, secret, responses.seed as seed
+                         from responses join rounds using (round)
                          where round = ? and hotkey = ?""", number, hotkey)
     if found.is_empty():
         raise StoreError(f"round {number} holds no response of {hotkey}")
@@ -63,7 +65,7 @@ def prove(
     if hashlib.sha256(body).hexdigest() != row["body_sha256"]:
         raise NoProof("the kept bytes are not those that were received")
     try:
-        asked = VideoRequest(query=row["query"], num_videos=row["num_videos"]).model_dump_json().encode()
+        asked = _question(row, hotkey).body()
         verify_receipt(AnswerReceipt.of_text(row["receipt"]), signer=hotkey, caller=caller, response_sha256=row["body_sha256"],
                        request_sha256=hashlib.sha256(asked).hexdigest())
         sent = parse(VideoResponse, body).video_metadata
@@ -71,6 +73,13 @@ def prove(
         raise NoProof(str(error)) from error
     _same_clips(store, number, hotkey, sent)
     return Proof(number, hotkey, caller, len(sent), row["outcome"], row["reason"])
+
+
+def _question(row: dict, hotkey: str) -> VideoRequest:
+    "What was asked, with the commitment to the secret from which the choice of clips follows."
+    if row["secret"] and response_seed(secret_seed(row["secret"]), hotkey) != row["seed"]:
+        raise NoProof("the choice of clips does not follow from the round's secret")
+    return VideoRequest(query=row["query"], num_videos=row["num_videos"], commitment=commitment(row["secret"]) if row["secret"] else "")
 
 
 def _same_clips(store: Store, number: int, hotkey: str, sent: list[Clip]) -> None:
