@@ -125,7 +125,7 @@ def test_an_answer_cannot_be_disowned(port, parts):
     stored = json.loads(answer.receipt.text())
     evidence = type(answer.receipt)(**stored)
     facts = {"signer": WHO["Miner"], "caller": WHO["Validator"], "response_sha256": answer.body_sha256}
-    verify_receipt(evidence, **facts, request_sha256=sha256(QUESTION.model_dump_json().encode()))
+    verify_receipt(evidence, **facts, request_sha256=sha256(QUESTION.body()))
     assert answer.body_sha256 == sha256(answer.body)
     for change in ({"signer": WHO["Old"]}, {"caller": WHO["Rich"]}, {"response_sha256": sha256(b"")}, {"request_sha256": sha256(b"")}):
         with pytest.raises(ReceiptError, match="another"):

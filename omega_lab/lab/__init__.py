@@ -1,0 +1,1 @@
+"""The laboratory: recompute what was judged, play other rules, and let cheats loose on them."""
