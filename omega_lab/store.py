@@ -453,6 +453,7 @@ class StoredResponse:
     hotkey: str
     status: str
     detail: str
+    outcome: str
     reward: float | None
     average: float
     num_videos: int
@@ -499,7 +500,7 @@ def stored_responses(
     hotkey: str | None = None,  # None: everybody
 ) -> Iterator[StoredResponse]:
     "Responses with their evidence, in the order in which they moved the averages."
-    rows = store.sql("""select round, query as topic, hotkey, status, detail, reward, average, num_videos, settings, thresholds, history, rules
+    rows = store.sql("""select round, query as topic, hotkey, status, detail, outcome, reward, average, num_videos, settings, thresholds, history, rules
         from rounds join responses using (round) where ($1 is null or round in (select unnest($1::bigint[]))) and ($2 is null or hotkey = $2)
         order by round, responses.rowid""", None if rounds is None else list(rounds), hotkey)
     for (number,), group in rows.group_by("round", maintain_order=True):

@@ -272,7 +272,7 @@ class Poisoner:
 @dataclass(frozen=True)
 class Colluder:
     "Takes clips that its partner has found for the same request, when it was asked first."
-    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"shared": (0.25, 1)}
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"shared": (0.5, 1)}
     shared: float = 1.0  # of the answer
 
     def answer(self, ask: Ask) -> Offers | None:
