@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ..chain.epoch import consensus, normalised, yuma
 from .population import Pool, synthetic_pool
 from .simulate import Costs, Field, Rates, advantage, interval, simulate
-from .strategies import STRATEGIES, Honest
+from .strategies import STRATEGIES, Colluder, Honest, Strategy
 from ..settings import ChecksSettings, ScoringSettings, Settings
 
 # %% ../../nbs/15d_lab_attack.ipynb #094a2434
@@ -42,23 +42,23 @@ class Scene:
     costs: Costs = Costs()
 
 
-def _match(strategy: object, share: float, settings: Settings, scene: Scene, rounds: int, seed: int):
+def _match(strategy: Strategy, share: float, settings: Settings, scene: Scene, rounds: int, seed: int):
     "A simulation of honest miners with a share of one cheat, at least one."
-    cheats = max(1, round(share * scene.miners))
+    cheats = max(2 if isinstance(strategy, Colluder) else 1, round(share * scene.miners))
     strategies = {"honest": Honest(), "cheat": strategy}
     return simulate({"honest": scene.miners - cheats, "cheat": cheats}, settings, rounds, seed, strategies, scene.pool, scene.sample, scene.rates, scene.costs)
 
 
-def _vary(strategy: object, centre: Mapping[str, float], width: float, rng: np.random.Generator) -> object:
+def _vary(strategy: Strategy, centre: Mapping[str, float], width: float, rng: np.random.Generator) -> Strategy:
     "The strategy with parameters drawn from the box of that relative width around `centre`, inside its bounds."
     drawn = {}
     for name, (least, most) in strategy.bounds.items():
         half = width * (most - least) / 2
         drawn[name] = float(rng.uniform(max(least, centre[name] - half), min(most, centre[name] + half)))
-    return replace(strategy, **drawn)
+    return replace(strategy, **drawn)  # type: ignore[type-var]  # every strategy is a dataclass
 
 
-def tune(strategy: object, settings: Settings, scene: Scene = Scene(), seed: int = 0, share: float = 0.3) -> object:
+def tune(strategy: Strategy, settings: Settings, scene: Scene = Scene(), seed: int = 0, share: float = 0.3) -> Strategy:
     "The strategy with the best parameters that the search finds against honest miners under `settings`."
     if not strategy.bounds:
         return strategy
@@ -121,7 +121,8 @@ def _one(task: tuple[str, str, Settings, Scene, Sequence[float], int]) -> list[d
     chosen = ", ".join(f"{key} {getattr(strategy, key):.2f}" for key in strategy.bounds)
     rows = []
     for share in shares:
-        played = _match(strategy, share, settings, scene, scene.rounds, seed + 1000)
+        rounds = scene.rounds * (3 if share < 0.1 else 1)  # of a few miners much less is seen in a round
+        played = _match(strategy, share, settings, scene, rounds, seed + 1000)
         mean, low, high = advantage(played, "cheat")
         rows.append({"strategy": name, "rules": rules, "cheats": share, "advantage": mean, "low": low, "high": high, "tuned": chosen,
                      **{what: played.rate("cheat", what) for what in ("punished", "disbelieved", "unverified")},
@@ -157,7 +158,7 @@ def attack_report(
     tasks = [(rules, s, scene, seed) if name == "weight copier" else (name, rules, s, scene, tuple(shares), seed)
              for name in wanted for rules, s in policies(settings).items()]
     if workers == 1:
-        found = map(_run, tasks)
+        found = list(map(_run, tasks))
     else:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
             found = list(pool.map(_run, tasks))

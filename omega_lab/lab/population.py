@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from ..novelty import unit
+from ..protocol import MODALITIES
 
 # %% ../../nbs/15a_lab_population.ipynb #232957b0
 @dataclass(frozen=True)
@@ -60,12 +61,13 @@ def read_pool(path: str | Path) -> Pool:
     if not files or not files[0].is_file():
         raise ValueError(f"{path}: no parquet file there")
     frame = pl.concat([pl.read_parquet(f) for f in files], how="diagonal_relaxed")
-    columns = {name: _column(frame, name) for name in ("video", "audio", "description", "query")}
-    for name in ("video", "audio", "description"):
-        if columns[name] is None:
-            raise ValueError(f"{path}: no column {name}_emb without gaps; it has {', '.join(frame.columns)}")
-    rows = unit(np.stack([columns[name] for name in ("video", "audio", "description")], 1))
-    return Pool(rows, *_topics(frame, rows, columns["query"], path), path.name)
+    columns = {name: _column(frame, name) for name in MODALITIES}
+    parts = [values for values in columns.values() if values is not None]
+    if len(parts) < len(columns):
+        missing = next(name for name, values in columns.items() if values is None)
+        raise ValueError(f"{path}: no column {missing}_emb without gaps; it has {', '.join(frame.columns)}")
+    rows = unit(np.stack(parts, 1))
+    return Pool(rows, *_topics(frame, rows, _column(frame, "query"), path), path.name)
 
 
 def _topics(frame: pl.DataFrame, rows: np.ndarray, query: np.ndarray | None, path: Path) -> tuple[np.ndarray, np.ndarray]:

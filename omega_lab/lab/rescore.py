@@ -45,8 +45,8 @@ def write_rounds(folder: str | Path, population: Mapping[str, int], rounds: int 
 
 def _response(judged: Judged, hotkey: str, at: datetime) -> ResponseRecord:
     offers, evidence, verdict = judged.offers, judged.evidence, judged.verdict
-    clips = tuple(Clip.model_construct(video_id=e.video_id, description=f"{e.unique_tokens} words", views=0, start_time=e.start_time, end_time=e.end_time)
-                  for e in evidence)
+    clips = tuple(Clip.model_construct(video_id=e.video_id, description=f"{e.unique_tokens} words", views=0, start_time=e.start_time, end_time=e.end_time,
+                                       video_emb=[], audio_emb=None, description_emb=[]) for e in evidence)  # the vectors stand beside
     vectors = offers.sent if offers is not None else np.zeros((0, 3, 64), np.float32)
     return ResponseRecord(judged.miner, hotkey, "answered" if offers is not None else "no answer", "" if offers is not None else "no answer",
                           1.0, at, "", 0, clips, evidence, vectors, verdict, tuple(c.accepted for c in verdict.clips), history=judged.history)
@@ -56,7 +56,8 @@ def _response(judged: Judged, hotkey: str, at: datetime) -> ResponseRecord:
 class Rescored:
     """What other rules would have made of stored rounds.
 
-    `responses`: round, topic, hotkey, reward, new_reward, outcome, new_outcome, new_reason, accepted, same (bit for bit). `board`: hotkey, average and weight before and after.
+    `responses`: round, topic, hotkey, reward, new_reward, outcome, new_outcome, new_reason, accepted, same (bit for bit).
+    `board`: hotkey, average and weight before and after.
     """
     responses: pl.DataFrame
     board: pl.DataFrame
@@ -71,7 +72,8 @@ def _row(stored: StoredResponse, scoring: ScoringSettings | None, thresholds: La
     verdict = stored.verdict(scoring, thresholds)
     dropped = next((c.reason for c in verdict.clips if not c.accepted and c.reason), "")
     return {"round": stored.round, "topic": stored.topic, "hotkey": stored.hotkey, "reward": stored.reward, "new_reward": verdict.reward,
-            "outcome": stored.outcome, "new_outcome": verdict.outcome, "new_reason": verdict.reason or dropped, "accepted": sum(c.accepted for c in verdict.clips),
+            "outcome": stored.outcome, "new_outcome": verdict.outcome,
+            "new_reason": verdict.reason or dropped, "accepted": sum(c.accepted for c in verdict.clips),
             "same": verdict.reward == stored.reward}
 
 
@@ -83,8 +85,9 @@ def rescore(
     alpha: float | None = None,  # another memory of the average
 ) -> Rescored:
     "Judge stored responses under other rules and replay the averages in the order in which they moved."
-    rows, before, after = [], {}, {}
-    profile = "lab"
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+    rows, profile = [], "lab"
     for stored in stored_responses(store, rounds):
         changed = stored.scoring.model_copy(update=dict(scoring)) if isinstance(scoring, Mapping) else scoring
         rows.append(_row(stored, changed and ScoringSettings(**changed.model_dump()), thresholds))
@@ -109,7 +112,7 @@ def _shares(averages: Mapping[str, float], profile: str) -> dict[str, float]:
 # %% ../../nbs/15e_lab_rescore.ipynb #051c503b
 def reasons(rescored: Rescored) -> dict[str, str]:
     "hotkey -> what changed in its answers, in a few words."
-    return {hotkey: _reason(rows) for (hotkey,), rows in rescored.responses.group_by("hotkey", maintain_order=True)}
+    return {str(hotkey): _reason(rows) for (hotkey,), rows in rescored.responses.group_by("hotkey", maintain_order=True)}
 
 
 def _reason(rows: pl.DataFrame) -> str:
@@ -119,15 +122,18 @@ def _reason(rows: pl.DataFrame) -> str:
         return f"{len(turned)} of {len(rows)} answers judged otherwise: {old}, now {new}"
     if rows["same"].all():
         return "its answers are judged as before"
-    old, new = rows["reward"].mean() or 0.0, rows["new_reward"].mean() or 0.0
-    return f"a mean reward of {new:.2f} for {old:.2f}"
+    return f"a mean reward of {_mean(rows['new_reward']):.2f} for {_mean(rows['reward']):.2f}"
+
+
+def _mean(rewards: pl.Series) -> float:
+    return float(np.mean(rewards.drop_nulls().to_numpy())) if rewards.count() else 0.0
 
 
 def plot_rescored(rescored: Rescored, names: Mapping[str, str] | None = None) -> Figure:
     "Weights before and after, a line per miner, with the reason beside those that moved."
     board, why = rescored.board, reasons(rescored)
     figure, axes = plt.subplots(figsize=(9, 0.6 + 0.42 * max(4, len(board))), layout="constrained")
-    scale = max(0.02, float(board["weight"].max()), float(board["new_weight"].max()))
+    scale = max(0.02, board.select(pl.max_horizontal("weight", "new_weight").max()).item())
     labels = _spread(board["new_weight"].to_numpy(), 0.065 * scale)
     for row, y in zip(board.iter_rows(named=True), labels):
         moved = row["new_weight"] - row["weight"]

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from .population import Pool, synthetic_pool
-from .strategies import STRATEGIES, Ask, Costs, Offers, Published
+from .strategies import STRATEGIES, Ask, Costs, Offers, Published, Strategy
 from ..scoring.policy import checks_wanted
 from omega_lab.scoring.video import (
     ClipEvidence,
@@ -63,7 +63,7 @@ class Judged:
 class Field:
     "A subnet with one validator: miners with their strategies, the index, the records."
 
-    def __init__(self, miners: Sequence[str], strategies: Mapping[str, object], settings: Settings, pool: Pool, seed: int, rates: Rates, costs: Costs):
+    def __init__(self, miners: Sequence[str], strategies: Mapping[str, Strategy], settings: Settings, pool: Pool, seed: int, rates: Rates, costs: Costs):
         self.names, self.strategies, self.settings, self.pool, self.rates, self.costs = list(miners), strategies, settings, pool, rates, costs
         self.rng, self.published, self.thresholds = np.random.default_rng(seed), Published(), LatentThresholds()
         self.standing = [_Standing(record=deque(maxlen=settings.checks.record)) for _ in miners]
@@ -215,7 +215,7 @@ def simulate(
     settings: Settings,
     rounds: int = 300,
     seed: int = 0,
-    strategies: Mapping[str, object] = STRATEGIES,
+    strategies: Mapping[str, Strategy] = STRATEGIES,
     pool: Pool | None = None,  # None: the synthetic one of this seed
     sample: int = 20,  # miners asked in a round
     rates: Rates = Rates(),
