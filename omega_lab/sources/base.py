@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['Kind', 'YOUTUBE_ID', 'MAX_LINK', 'Rank', 'SourceError', 'OwnLimit', 'ClipId', 'is_link', 'parse_clip_id',
-           'youtube_id', 'clip_id_of_link', 'Hit', 'Source', 'Transcribed', 'check_range', 'word_overlap', 'best_hits']
+           'youtube_id', 'clip_id_of_link', 'canonical_id', 'Hit', 'Source', 'Transcribed', 'check_range',
+           'word_overlap', 'best_hits']
 
-# %% ../../nbs/03a_sources_base.ipynb #2146d725
+# %% ../../nbs/03a_sources_base.ipynb #efe730a8
+import hashlib
+import ipaddress
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, unquote_to_bytes, urlsplit
 
 # %% ../../nbs/03a_sources_base.ipynb #6c350c65
 Kind = Literal["gone", "blocked", "retry"]
@@ -49,10 +52,29 @@ class ClipId:
     def __str__(self) -> str:
         return f"{self.source}:{self.key}"
 
+# %% ../../nbs/03a_sources_base.ipynb #055749b6
+_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
+
+
+def _host(parts: SplitResult) -> str:
+    "The one spelling of a link's host. ValueError when no host can have that name or its port is none."
+    host, _ = parts.hostname or "", parts.port  # the port is read because an impossible one raises
+    if ":" in host:
+        return f"[{ipaddress.IPv6Address(host).compressed}]"
+    name = host.encode("idna").decode().lower().rstrip(".")
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{host[:100]!r} can be no host's name")
+    return name
+
 # %% ../../nbs/03a_sources_base.ipynb #91a8194e
 def is_link(text: str) -> bool:
-    "Whether `text` is an http or https address with a host, without user name, spaces or control characters."
-    return len(text) <= MAX_LINK and text.isprintable() and _LINK.fullmatch(text) is not None
+    "Whether `text` is an http or https address with a possible host, without user name, spaces or control characters."
+    if len(text) > MAX_LINK or not text.isprintable() or not _LINK.fullmatch(text):
+        return False
+    try:
+        return bool(_host(urlsplit(text)))
+    except ValueError:
+        return False
 
 # %% ../../nbs/03a_sources_base.ipynb #bca60ee1
 def parse_clip_id(clip_id: str) -> ClipId:
@@ -64,30 +86,82 @@ def parse_clip_id(clip_id: str) -> ClipId:
                          "or sha256:<64 lower-case hex digits>")
     return ClipId(source, key)
 
-# %% ../../nbs/03a_sources_base.ipynb #6cacd040
-_YOUTUBE_HOSTS = frozenset({"youtube.com", "www.youtube.com", "m.youtube.com", "music.youtube.com",
-                            "youtube-nocookie.com", "www.youtube-nocookie.com", "youtu.be", "www.youtu.be"})
+# %% ../../nbs/03a_sources_base.ipynb #97bb6a8a
+_YOUTUBE_HOST = re.compile(r"(?:.+\.)?(?:youtube\.com|youtube-nocookie\.com|youtu\.be)")
+_YOUTUBE_PATHS = frozenset({"shorts", "embed", "live", "v", "e", "vi", "watch"})
+_YOUTUBE_START = re.compile(rf"({YOUTUBE_ID.pattern})(?![A-Za-z0-9_-])")  # what people append follows after ? or &
+
+# %% ../../nbs/03a_sources_base.ipynb #91323c22
+def _youtube_candidates(parts: SplitResult) -> Iterator[str]:
+    "Where in a YouTube link its video may stand, the surest place first."
+    steps = [unquote_to_bytes(step).decode(errors="replace") for step in parts.path.split("/") if step]
+    if parts.hostname.rstrip(".").endswith("youtu.be"):
+        yield from steps[:1]
+    elif len(steps) > 1 and steps[0] in _YOUTUBE_PATHS:
+        yield steps[1]
+    for query in (parts.query, urlsplit(parts.fragment).query):  # the old mobile pages wrote /#/watch?v=
+        yield from parse_qs(query).get("v", [])
 
 # %% ../../nbs/03a_sources_base.ipynb #1c815579
 def youtube_id(link: str) -> str | None:
     "The 11 characters of the YouTube video that `link` points to; None for any other link."
-    parts = urlsplit(link if "://" in link else f"https://{link}")
-    if (parts.hostname or "") not in _YOUTUBE_HOSTS:
+    try:
+        parts = urlsplit(link if "://" in link else f"https://{link}")
+        found = map(_YOUTUBE_START.match, _youtube_candidates(parts)) if _YOUTUBE_HOST.fullmatch(_host(parts)) else ()
+        return next((match[1] for match in found if match), None)
+    except ValueError:
         return None
-    steps = [step for step in parts.path.split("/") if step]
-    if parts.hostname.endswith("youtu.be"):
-        candidate = steps[0] if steps else ""
-    elif len(steps) == 2 and steps[0] in {"shorts", "embed", "live", "v", "e"}:
-        candidate = steps[1]
-    else:
-        candidate = parse_qs(parts.query).get("v", [""])[0]
-    return candidate if YOUTUBE_ID.fullmatch(candidate) else None
 
 # %% ../../nbs/03a_sources_base.ipynb #819071ac
 def clip_id_of_link(link: str) -> str:
     "The clip id of a link: `youtube:` for every spelling of a YouTube video, `url:` otherwise. ValueError for no link."
     video = youtube_id(link) if is_link(link) else None
     return str(parse_clip_id(f"youtube:{video}" if video else f"url:{link}"))
+
+# %% ../../nbs/03a_sources_base.ipynb #b541e8fb
+_VISITOR = re.compile(r"utm_.*|(?:fb|g|d|y|tt|msc|tw)cl(?:k)?id|igsh(?:id)?|mc_[ce]id|_ga|_gl|si|feature|ref_src")
+_BEGINNING = frozenset({"t", "start", "time_continue", "starttime"})
+_TIME = re.compile(r"\d+(?:\.\d+)?s?|(?=.)(?:\d+h)?(?:\d+m)?(?:\d+s)?|\d+(?::\d\d)+")
+_SAFE = "!$'()*,;:@~"  # beside letters, digits and _.-
+
+
+def _percent(text: str, safe: str = "") -> str:
+    "Percent-encoded in the one way: only what has to be, in capitals."
+    return quote(unquote_to_bytes(text), safe=_SAFE + safe)
+
+# %% ../../nbs/03a_sources_base.ipynb #131fae1a
+def _one_path(path: str) -> str:
+    "A path without dot segments (RFC 3986, 5.2.4), doubled slashes and a slash at its end."
+    steps: list[str] = []
+    for step in (_percent(step, "&=+") for step in path.split("/")):
+        if step == "..":
+            del steps[-1:]
+        elif step not in ("", "."):
+            steps.append(step)
+    return "/" + "/".join(steps)
+
+
+def _one_query(query: str) -> str:
+    "The parameters that choose a medium, in order, each once."
+    pairs = {tuple(map(_percent, pair.replace("+", " ").partition("=")[::2])) for pair in query.split("&") if pair}
+    return "&".join(f"{name}={value}" for name, value in sorted(pairs) if not _VISITOR.fullmatch(name.lower())
+                    and not (name.lower() in _BEGINNING and _TIME.fullmatch(value)))
+
+# %% ../../nbs/03a_sources_base.ipynb #1ece0ed8
+def canonical_id(clip_id: str) -> str:
+    "The one name of the medium a clip id points to, itself an id with the same name. ValueError naming the value when it is none."
+    parsed = parse_clip_id(clip_id)
+    if parsed.source != "url":
+        return clip_id
+    if video := youtube_id(parsed.key):
+        return f"youtube:{video}"
+    parts = urlsplit(parsed.key)
+    port = "" if parts.port in (None, 80, 443) else f":{parts.port}"
+    begin, query = f"url:https://{_host(parts)}{port}", _one_query(parts.query)
+    rest = _one_path(parts.path) + (f"?{query}" if query else "")
+    if len(begin + rest) > MAX_LINK:  # percent signs made it longer than a link may be
+        rest = f"/sha256-{hashlib.sha256(rest.encode()).hexdigest()}"
+    return begin + rest
 
 # %% ../../nbs/03a_sources_base.ipynb #082e39f4
 @dataclass(frozen=True)
