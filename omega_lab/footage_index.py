@@ -33,10 +33,10 @@ def _record(kind: int, name: str, body: bytes = b"") -> bytes:
 def _records(data: bytes) -> Iterator[tuple[int, str, bytes, int]]:
     "(kind, id, body, where it ends) of each whole record; stops before a torn one. ValueError saying where when one is damaged."
     at = 0
-    while at + _HEAD.size <= len(data) and any(data[at:]):
+    while at + _HEAD.size <= len(data):
         mark, kind, label, body, check = _HEAD.unpack_from(data, at)
         begin, end = at + _HEAD.size, at + _HEAD.size + label + body
-        if mark == _MARK and end > len(data):
+        if (mark == _MARK and end > len(data)) or not (any(mark) or any(data[at:])):  # zeros: the power failed
             return
         if mark != _MARK or zlib.crc32(data[begin:end]) != check:
             raise ValueError(f"the record at byte {at} of {len(data)} is damaged: put back a copy of the file")
@@ -135,14 +135,17 @@ class FootageIndex:
             return []
         hashes = np.concatenate([clip.hashes[asked], clip.hashes[asked] ^ MIRROR])
         limits, _, rows = self._rows.range_search(_bytes(hashes), NEAR + 1)
-        pair = np.unique(np.repeat(np.arange(len(hashes)), np.diff(limits)) * len(self._numbers) + self._owner[rows])
+        pair = np.unique(np.repeat(np.arange(len(hashes)), np.diff(limits).astype(np.int64)) * len(self._numbers) + self._owner[rows])
         which, owner = np.divmod(pair, len(self._numbers))
         votes = np.bincount(owner, np.tile(clip.weights[asked], 2)[which], len(self._numbers))
-        best = [self._numbers[k] for k in np.argsort(-votes, kind="stable")[:most + len(exclude)] if votes[k] > 0 and self._is_kept(k)]
-        return [name for name in best if name not in exclude][:most]
-
-    def _is_kept(self, number: int) -> bool:
-        return self._number.get(self._numbers[number]) == number
+        best: list[str] = []
+        for number in np.argsort(-votes, kind="stable"):
+            if votes[number] == 0 or len(best) == most:
+                break
+            name = self._numbers[number]
+            if self._number.get(name) == number and name not in exclude:  # not one that was removed
+                best.append(name)
+        return best
 
 
 def _bytes(hashes: np.ndarray) -> np.ndarray:
