@@ -202,10 +202,16 @@ class CopyMatch:
         "The same seen from b."
         return CopyMatch(self.score, self.seconds, -self.offset / self.speed, 1 / self.speed, self.mirrored)
 
-# %% ../nbs/02d_footage.ipynb #457b59f5
-def _lines(a: Fingerprint, b: Fingerprint, near: np.ndarray, best: int = 12) -> list[tuple[float, float]]:
-    "The (speed, offset) with most votes of the near pairs bool[n, m], offsets in half seconds; the most even pace first of equals."
-    i, j = np.nonzero(near)
+# %% ../nbs/02d_footage.ipynb #9cd94ccc
+def _likeness(a: Fingerprint, b: Fingerprint) -> np.ndarray:
+    "float32[n, m]: 1 for equal pictures, 0 for those that are not near or no evidence."
+    like = 1 - distances(a.hashes, b.hashes) / np.float32(NEAR + 1)
+    return np.maximum(like, 0) * (a.weights[:, None] > 0) * (b.weights > 0)
+
+
+def _lines(a: Fingerprint, b: Fingerprint, like: np.ndarray, best: int = 12) -> list[tuple[float, float]]:
+    "The (speed, offset in seconds) for which most of the near pairs vote, the most even pace first of equals."
+    i, j = np.nonzero(like)
     steps = int(np.ceil(-np.log(SLOWEST) * a.times[-1] * RATE))
     speeds = np.exp(np.log(SLOWEST) * np.arange(-steps, steps + 1) / max(1, steps))
     speeds = speeds[np.argsort(np.abs(np.log(speeds)), kind="stable")]
@@ -213,30 +219,31 @@ def _lines(a: Fingerprint, b: Fingerprint, near: np.ndarray, best: int = 12) -> 
     bins = np.rint((b.times[j] - speeds[:, None] * a.times[i]) * RATE).astype(np.int64) + low
     width = low + len(b) + 2
     flat = (bins + width * np.arange(len(speeds))[:, None]).ravel()
-    votes = np.bincount(flat, np.tile(a.weights[i], len(speeds)), width * len(speeds)).reshape(len(speeds), width)
+    votes = np.bincount(flat, np.tile(a.weights[i] * like[i, j], len(speeds)), width * len(speeds)).reshape(len(speeds), width)
     votes[:, 1:-1] = votes[:, 1:-1] + 0.5 * (votes[:, 2:] + votes[:, :-2])
     order = np.argsort(-votes.ravel(), kind="stable")[:best]
     return [(float(speeds[k // width]), float((k % width - low) / RATE)) for k in order]
 
-# %% ../nbs/02d_footage.ipynb #b5719ae6
-def _on_line(a: Fingerprint, b: Fingerprint, near: np.ndarray, speed: float, offset: float) -> np.ndarray:
-    "bool[n]: which pictures of a have a near one in b within half a second of where the line puts it."
+# %% ../nbs/02d_footage.ipynb #373c1625
+def _on_line(a: Fingerprint, b: Fingerprint, like: np.ndarray, speed: float, offset: float) -> np.ndarray:
+    "float32[n]: how like each picture of a is to the likest in b within half a second of where the line puts it."
     wanted = (speed * a.times + offset) * RATE
-    found = np.zeros(len(a), bool)
+    found = np.zeros(len(a), np.float32)
     for place in (np.floor(wanted), np.ceil(wanted)):
         inside = (place >= 0) & (place < len(b))
-        found |= inside & near[np.arange(len(a)), np.where(inside, place, 0).astype(int)]
+        found = np.maximum(found, inside * like[np.arange(len(a)), np.where(inside, place, 0).astype(int)])
     return found
 
 # %% ../nbs/02d_footage.ipynb #f7b347ee
 def _best_line(a: Fingerprint, b: Fingerprint, mirrored: bool) -> CopyMatch:
-    near = (distances(a.hashes ^ MIRROR if mirrored else a.hashes, b.hashes) <= NEAR) & (a.weights[:, None] > 0) & (b.weights > 0)
-    best = CopyMatch(mirrored=mirrored)
-    for speed, offset in _lines(a, b, near) if near.any() else []:
-        found = _on_line(a, b, near, speed, offset)
-        score = float(a.weights[found].sum() / a.evidence)
-        if score > best.score + 1e-6:
-            best = CopyMatch(min(1.0, score), float(found.sum() / RATE), offset, speed, mirrored)
+    "The line with the largest score, of equals the one whose pictures are the most alike."
+    turned = Fingerprint(a.times, a.hashes ^ MIRROR, a.weights) if mirrored else a
+    like, best, likest = _likeness(turned, b), CopyMatch(mirrored=mirrored), 0.0
+    for speed, offset in _lines(a, b, like) if like.any() else []:
+        found = _on_line(a, b, like, speed, offset)
+        score, alike = min(1.0, float(a.weights[found > 0].sum() / a.evidence)), float((a.weights * found).sum())
+        if (round(score, 4), alike) > (round(best.score, 4), likest):
+            best, likest = CopyMatch(score, float((found > 0).sum() / RATE), offset, speed, mirrored), alike
     return best
 
 
