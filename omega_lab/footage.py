@@ -74,15 +74,19 @@ def sampled(path: str | Path, start: float, end: float) -> Iterator[np.ndarray]:
             raise MediaError(path, f"has nothing from {start} s on: it ends before")
         yield shown.reformat(SIDE, SIDE, "gray", interpolation="AREA").to_ndarray()
 
-# %% ../nbs/02d_footage.ipynb #161334b8
+# %% ../nbs/02d_footage.ipynb #2baf73f6
+_WIDEST = SIDE * 3 // 10  # no more goes from any side
+
+
 def _bar(lines: np.ndarray) -> int:
     "How many of the first lines of uint8[n, lines, pixels] are a bar; the blended one after it included."
-    lines = lines[:, :SIDE * 3 // 10]
+    lines = lines[:, :_WIDEST + 2]
     shade = np.median(lines, axis=(0, 2))
     even = (np.abs(lines - shade[None, :, None]) <= 3).mean((0, 2)) > 0.75
-    bar = even & (shade < 24)
+    bar = (even & (shade < 24))[:_WIDEST]
     count = len(bar) if bar.all() else int(np.argmin(bar))
-    return count + (count > 0)
+    sharp = count > 0 and (lines[:, count + 1] > shade[count - 1] + 8).mean() > 0.5
+    return count + 1 if sharp else 0
 
 
 def without_bars(pictures: np.ndarray) -> np.ndarray:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from tqdm import tqdm
 
-from omega_lab.footage import COPY_SCORE, Fingerprint, fingerprint, match
+from omega_lab.footage import COPY_SCORE, COPY_SECONDS, Fingerprint, fingerprint, match
 from omega_lab.footage_trials import KINDS, Trial, best_threshold, make_copy, rates, stored_range
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +58,12 @@ def halves(entries: list[dict]) -> dict[str, str]:
     return {subject: "train" if subject in train else "held out" for subject in subjects}
 
 
+def score(a: Fingerprint, b: Fingerprint) -> float:
+    "The score of a match that is long enough to count, as `is_copy` asks."
+    found = match(a, b)
+    return found.score if found.seconds >= COPY_SECONDS else 0.0
+
+
 def trials(entries: list[dict], taken: list[dict[str, Fingerprint]]) -> list[Trial]:
     "Every copy against what it is a copy of, and every pair of clips of one half that share no second of film."
     half, found = halves(entries), []
@@ -64,13 +71,13 @@ def trials(entries: list[dict], taken: list[dict[str, Fingerprint]]) -> list[Tri
         of, still = half[entry["subject"]], entry["kind"] == "photo pan"
         for kind, copy in prints.items():
             if kind not in ("stored", "after"):
-                found.append(Trial("two at once" if "+" in kind else kind, True, match(copy, prints["stored"]).score, of))
+                found.append(Trial("two at once" if "+" in kind else kind, True, score(copy, prints["stored"]), of))
         if "after" in prints:
             kind = "the same photograph, another part" if still else "the same film, another range"
-            found.append(Trial(kind, False, match(prints["after"], prints["stored"]).score, of))
+            found.append(Trial(kind, False, score(prints["after"], prints["stored"]), of))
     for (one, a), (two, b) in itertools.combinations(zip(entries, taken), 2):
         if half[one["subject"]] == half[two["subject"]]:
-            found += [Trial("different clips", False, match(a[x], b[y]).score, half[one["subject"]])
+            found += [Trial("different clips", False, score(a[x], b[y]), half[one["subject"]])
                       for x in ("stored", "after") for y in ("stored", "after") if x in a and y in b]
     return found
 
@@ -83,7 +90,7 @@ def main() -> None:
     COPIES.mkdir(exist_ok=True)
     entries = json.loads((CATALOG / "catalog.json").read_text())
     with ProcessPoolExecutor(options.workers) as pool:
-        taken = list(pool.map(fingerprints, entries))
+        taken = list(tqdm(pool.map(fingerprints, entries), "clips", len(entries)))
     found = trials(entries, taken)
     chosen = best_threshold([t for t in found if t.half == "train" and t.kind != "the same photograph, another part"])
     rows = [{"half": half, "threshold": COPY_SCORE, **row} for half in ("train", "held out")
