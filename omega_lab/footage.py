@@ -261,8 +261,8 @@ def match(a: Fingerprint, b: Fingerprint) -> CopyMatch:
         return match(b, a).backwards()
     return max((_best_line(a, b, False), _best_line(a, b, True)), key=lambda found: found.score)
 
-# %% ../nbs/02d_footage.ipynb #30850cc1
-COPY_SCORE, COPY_SECONDS = 0.35, 2.0
+# %% ../nbs/02d_footage.ipynb #6d49d916
+COPY_SCORE, COPY_SECONDS = 0.36, 2.0
 
 
 def is_copy(found: CopyMatch) -> bool:

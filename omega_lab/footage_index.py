@@ -16,7 +16,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from .footage import BITS, MIRROR, NEAR, CopyMatch, Fingerprint, match
+from .footage import BITS, EQUAL, MIRROR, NEAR, CopyMatch, Fingerprint, match
 
 # %% ../nbs/02e_footage_index.ipynb #58767e08
 _HEAD = struct.Struct("<4sBHII")  # mark, kind, bytes of the id, bytes of the body, CRC-32 of both
@@ -42,6 +42,20 @@ def _records(data: bytes) -> Iterator[tuple[int, str, bytes, int]]:
             raise ValueError(f"the record at byte {at} of {len(data)} is damaged: put back a copy of the file")
         yield kind, data[begin:begin + label].decode(), data[begin + label:end], end
         at = end
+
+# %% ../nbs/02e_footage_index.ipynb #4a682781
+def _telling(clip: Fingerprint, every: int = 1) -> np.ndarray:
+    "uint64[k, 2]: of each `every`-th picture that is evidence, those that differ from the one taken before."
+    taken: list[np.ndarray] = []
+    for picture in clip.hashes[clip.weights > 0][::every]:
+        if not taken or np.bitwise_count(picture ^ taken[-1]).sum() > EQUAL:
+            taken.append(picture)
+    return np.array(taken, np.uint64).reshape(-1, 2)
+
+
+def _bytes(hashes: np.ndarray) -> np.ndarray:
+    "uint8[n, 16] of uint64[n, 2], as FAISS takes them."
+    return np.ascontiguousarray(hashes).view(np.uint8)
 
 # %% ../nbs/02e_footage_index.ipynb #728fef9e
 class FootageIndex:
@@ -94,7 +108,7 @@ class FootageIndex:
             raise
 
     def _enter(self, name: str, clip: Fingerprint) -> None:
-        rows, before = clip.hashes[clip.weights > 0], self._rows.ntotal
+        rows, before = _telling(clip), self._rows.ntotal
         while before + len(rows) > len(self._owner):
             self._owner = np.concatenate([self._owner, np.zeros_like(self._owner)])
         self._owner[before:before + len(rows)] = len(self._numbers)
@@ -127,17 +141,16 @@ class FootageIndex:
             found = [(name, match(clip, self._clips[name])) for name in self._candidates(clip, exclude)]
         return sorted(((name, one) for name, one in found if one.score > 0), key=lambda pair: (-pair[1].score, pair[0]))
 
-    def _candidates(self, clip: Fingerprint, exclude: Collection[str], most: int = 50, pictures: int = 64) -> list[str]:
-        "Ids of the clips with most pictures near one of this clip's, in weight; of a long clip every second or fourth is asked."
-        asked = np.flatnonzero(clip.weights > 0)
-        asked = asked[:: -(-len(asked) // pictures) or 1]
+    def _candidates(self, clip: Fingerprint, exclude: Collection[str], most: int = 50) -> list[str]:
+        "Ids of the clips with most pictures near one of this clip's; one a second is asked, of clips beyond a minute fewer."
+        asked = _telling(clip, max(2, -(-len(clip) // 64)))
         if not len(asked) or not self._rows.ntotal:
             return []
-        hashes = np.concatenate([clip.hashes[asked], clip.hashes[asked] ^ MIRROR])
+        hashes = np.concatenate([asked, asked ^ MIRROR])
         limits, _, rows = self._rows.range_search(_bytes(hashes), NEAR + 1)
-        pair = np.unique(np.repeat(np.arange(len(hashes)), np.diff(limits).astype(np.int64)) * len(self._numbers) + self._owner[rows])
-        which, owner = np.divmod(pair, len(self._numbers))
-        votes = np.bincount(owner, np.tile(clip.weights[asked], 2)[which], len(self._numbers))
+        which = np.repeat(np.arange(len(hashes)), np.diff(limits).astype(np.int64))
+        clips = np.unique(which * len(self._numbers) + self._owner[rows]) % len(self._numbers)
+        votes = np.bincount(clips, minlength=len(self._numbers))
         best: list[str] = []
         for number in np.argsort(-votes, kind="stable"):
             if votes[number] == 0 or len(best) == most:
@@ -146,8 +159,3 @@ class FootageIndex:
             if self._number.get(name) == number and name not in exclude:  # not one that was removed
                 best.append(name)
         return best
-
-
-def _bytes(hashes: np.ndarray) -> np.ndarray:
-    "uint8[n, 16] of uint64[n, 2], as FAISS takes them."
-    return np.ascontiguousarray(hashes).view(np.uint8)
