@@ -125,11 +125,12 @@ def make_copy(film: str | Path, kinds: Sequence[str], length: float, out: str | 
 # %% ../nbs/02f_footage_trials.ipynb #d814299d
 @dataclass(frozen=True)
 class Trial:
-    "One comparison: its `kind`, whether it is a copy in `truth`, the `score` found, and which `half` of the subjects it is from."
+    "One comparison: its `kind`, whether it is a copy in `truth`, the `score` found, which `half` of the subjects and what `clips` it is of."
     kind: str
     truth: bool
     score: float
     half: str
+    clips: str = ""
 
 
 def best_threshold(trials: Sequence[Trial]) -> float:

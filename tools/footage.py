@@ -71,13 +71,13 @@ def trials(entries: list[dict], taken: list[dict[str, Fingerprint]]) -> list[Tri
         of, still = half[entry["subject"]], entry["kind"] == "photo pan"
         for kind, copy in prints.items():
             if kind not in ("stored", "after"):
-                found.append(Trial("two at once" if "+" in kind else kind, True, score(copy, prints["stored"]), of))
+                found.append(Trial("two at once" if "+" in kind else kind, True, score(copy, prints["stored"]), of, f"{entry['file']} {kind}"))
         if "after" in prints:
             kind = "the same photograph, another part" if still else "the same film, another range"
-            found.append(Trial(kind, False, score(prints["after"], prints["stored"]), of))
+            found.append(Trial(kind, False, score(prints["after"], prints["stored"]), of, entry["file"]))
     for (one, a), (two, b) in itertools.combinations(zip(entries, taken), 2):
         if half[one["subject"]] == half[two["subject"]]:
-            found += [Trial("different clips", False, score(a[x], b[y]), half[one["subject"]])
+            found += [Trial("different clips", False, score(a[x], b[y]), half[one["subject"]], f"{one['file']} {two['file']}")
                       for x in ("stored", "after") for y in ("stored", "after") if x in a and y in b]
     return found
 
@@ -99,6 +99,9 @@ def main() -> None:
     print(f"threshold chosen on the training half: {chosen:.2f} (the module has {COPY_SCORE})")
     with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, fmt_str_lengths=40, tbl_width_chars=160):
         print(table)
+    for trial in found:
+        if (trial.score >= COPY_SCORE) != trial.truth:
+            print(f"{'missed' if trial.truth else 'false alarm'}: {trial.clips} ({trial.half}, score {trial.score:.2f})")
     if options.write:
         table.write_csv(ROOT / "data/footage.csv")
 
