@@ -81,16 +81,16 @@ class FootageIndex:
     def _recover(self) -> None:
         "Read what is on disk and cut off what was not finished."
         self._file.touch()
-        end = 0
         try:
-            for kind, name, body, end in _records(self._file.read_bytes()):
+            records = list(_records(self._file.read_bytes()))
+            for kind, name, body, _ in records:
                 if kind == _ADD:
                     self._clips[name] = Fingerprint.from_bytes(body)
                 else:
                     self._clips.pop(name, None)
         except ValueError as error:
             raise ValueError(f"{self._file}: {error}") from error
-        os.truncate(self._file, end)
+        os.truncate(self._file, records[-1][3] if records else 0)
         for name, clip in self._clips.items():
             self._enter(name, clip)
 
