@@ -194,7 +194,8 @@ class CopyMatch:
     """How much of the shorter of two clips, a and b, is the other's footage.
 
     `score` 0..1 is the share of its evidence on the line `time in b = speed · time in a + offset` (seconds since each
-    clip's start); `seconds` of it were found; `mirrored` when left and right are exchanged.
+    clip's start; the speed is good to about 0.05, and means nothing where hardly anything moves); `seconds` of it were found;
+    `mirrored` when left and right are exchanged.
     """
     score: float = 0.0
     seconds: float = 0.0
@@ -225,29 +226,45 @@ def _lines(a: Fingerprint, b: Fingerprint, like: np.ndarray, best: int = 12) -> 
     flat = (bins + width * np.arange(len(speeds))[:, None]).ravel()
     votes = np.bincount(flat, np.tile(a.weights[i] * like[i, j], len(speeds)), width * len(speeds)).reshape(len(speeds), width)
     votes[:, 1:-1] = votes[:, 1:-1] + 0.5 * (votes[:, 2:] + votes[:, :-2])
-    order = np.argsort(-votes.ravel(), kind="stable")[:best]
+    order = [*np.argsort(-votes.ravel(), kind="stable")[:best], *np.argsort(-votes[0], kind="stable")[:best // 4]]  # row 0: the same pace
     return [(float(speeds[k // width]), float((k % width - low) / RATE)) for k in order]
 
-# %% ../nbs/02d_footage.ipynb #373c1625
-def _on_line(a: Fingerprint, b: Fingerprint, like: np.ndarray, speed: float, offset: float) -> np.ndarray:
+# %% ../nbs/02d_footage.ipynb #3d9e7173
+def _on_line(a: Fingerprint, b: Fingerprint, like: np.ndarray, speed: float, offset: float, places=(np.floor, np.ceil)) -> np.ndarray:
     "float32[n]: how like each picture of a is to the likest in b within half a second of where the line puts it."
     wanted = (speed * a.times + offset) * RATE
     found = np.zeros(len(a), np.float32)
-    for place in (np.floor(wanted), np.ceil(wanted)):
+    for place in (rounded(wanted) for rounded in places):
         inside = (place >= 0) & (place < len(b))
         found = np.maximum(found, inside * like[np.arange(len(a)), np.where(inside, place, 0).astype(int)])
     return found
 
+
+def _around(a: Fingerprint, speed: float, offset: float) -> list[tuple[float, float]]:
+    "Lines a little steeper, flatter, earlier or later than one, about the middle of a."
+    middle, step = a.times[-1] / 2, 0.5 / RATE / max(1.0, a.times[-1])
+    lines = [(float(speed + turn * step), float(offset - turn * step * middle + shift / RATE / 4)) for turn in (-2, -1, 0, 1, 2) for shift in (-2, -1, 0, 1, 2)]
+    return [line for line in lines if SLOWEST <= line[0] <= 1 / SLOWEST]
+
 # %% ../nbs/02d_footage.ipynb #f7b347ee
 def _best_line(a: Fingerprint, b: Fingerprint, mirrored: bool) -> CopyMatch:
-    "The line with the largest score, of equals the one whose pictures are the most alike."
+    "The line with most pictures on it, and these the most alike where it puts them: both shares of the evidence count the same."
     turned = Fingerprint(a.times, a.hashes ^ MIRROR, a.weights) if mirrored else a
     like, best, likest = _likeness(turned, b), CopyMatch(mirrored=mirrored), 0.0
-    for speed, offset in _lines(a, b, like) if like.any() else []:
-        found = _on_line(a, b, like, speed, offset)
-        score, alike = min(1.0, float(a.weights[found > 0].sum() / a.evidence)), float((a.weights * found).sum())
-        if (round(score, 4), alike) > (round(best.score, 4), likest):
-            best, likest = CopyMatch(score, float((found > 0).sum() / RATE), offset, speed, mirrored), alike
+
+    def look(lines: list[tuple[float, float]]) -> None:
+        nonlocal best, likest
+        for speed, offset in lines:
+            found = _on_line(a, b, like, speed, offset)
+            score = min(1.0, float(a.weights[found > 0].sum() / a.evidence))
+            alike = score + float((a.weights * _on_line(a, b, like, speed, offset, (np.rint,))).sum() / a.evidence)
+            if alike > likest + 1e-6:
+                best, likest = CopyMatch(score, float((found > 0).sum() / RATE), offset, speed, mirrored), alike
+
+    if like.any():
+        look(_lines(a, b, like))
+    if best.score > 0.2:  # else it is not worth the time
+        look(_around(a, best.speed, best.offset))
     return best
 
 

@@ -70,7 +70,7 @@ class FootageIndex:
         self._file = Path(path) / "footage.bin" if path else None
         if self._file:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._recover()
+            self._recover(self._file)
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -78,19 +78,19 @@ class FootageIndex:
     def __contains__(self, name: str) -> bool:
         return name in self._clips
 
-    def _recover(self) -> None:
+    def _recover(self, file: Path) -> None:
         "Read what is on disk and cut off what was not finished."
-        self._file.touch()
+        file.touch()
         try:
-            records = list(_records(self._file.read_bytes()))
+            records = list(_records(file.read_bytes()))
             for kind, name, body, _ in records:
                 if kind == _ADD:
                     self._clips[name] = Fingerprint.from_bytes(body)
                 else:
                     self._clips.pop(name, None)
         except ValueError as error:
-            raise ValueError(f"{self._file}: {error}") from error
-        os.truncate(self._file, records[-1][3] if records else 0)
+            raise ValueError(f"{file}: {error}") from error
+        os.truncate(file, records[-1][3] if records else 0)
         for name, clip in self._clips.items():
             self._enter(name, clip)
 
@@ -141,7 +141,7 @@ class FootageIndex:
             found = [(name, match(clip, self._clips[name])) for name in self._candidates(clip, exclude)]
         return sorted(((name, one) for name, one in found if one.score > 0), key=lambda pair: (-pair[1].score, pair[0]))
 
-    def _candidates(self, clip: Fingerprint, exclude: Collection[str], most: int = 50) -> list[str]:
+    def _candidates(self, clip: Fingerprint, exclude: Collection[str], most: int = 20) -> list[str]:
         "Ids of the clips with most pictures near one of this clip's; one a second is asked, of clips beyond a minute fewer."
         asked = _telling(clip, max(2, -(-len(clip) // 64)))
         if not len(asked) or not self._rows.ntotal:
