@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from omega_lab.footage import CopyMatch, Fingerprint, fingerprint, fingerprint_of, interval_overlap, is_copy, match, overlap_against, overlap_within
+from omega_lab.footage import CopyMatch, Fingerprint, fingerprint, fingerprint_of, is_copy, match
 from omega_lab.footage_index import FootageIndex
 from omega_lab.footage_trials import DISGUISES, KINDS, Trial, best_threshold, make_copy, stored_range, wilson
 from omega_lab.media import MediaError, write_film
@@ -89,21 +89,6 @@ def test_a_name_is_never_longer_than_a_link():
     name = canonical_id(text)
     assert is_link(name[4:]) and canonical_id(name) == name != canonical_id(text + "a")
     assert youtube_id("https://[") is None
-
-
-# ---- ranges
-
-def test_overlap_of_ranges():
-    assert interval_overlap((0, 10), (9, 19)) == pytest.approx(0.1) and interval_overlap((3, 4), (0, 100)) == 1 and interval_overlap((0, 5), (5, 10)) == 0
-    ids, ranges = ["a", "b", "a", "a"], [(0, 10), (0, 10), (5, 15), (14, 24)]
-    expected = [[interval_overlap(ranges[i], ranges[j]) if j < i and ids[i] == ids[j] else 0 for j in range(4)] for i in range(4)]
-    assert np.allclose(overlap_within(ids, ranges), expected) and overlap_within([], []).shape == (0, 0)
-    assert np.allclose(overlap_against((5, 15), ranges), [interval_overlap((5, 15), one) for one in ranges])
-    for wrong in [(4, 4), (5, 1), (-1, 3), (0, float("inf")), (float("nan"), 1)]:
-        with pytest.raises(ValueError, match="must be 0 or later"):
-            overlap_against((0, 1), [(0, 2), wrong])
-    with pytest.raises(ValueError, match="2 ids for 1 ranges"):
-        overlap_within(["a", "b"], [(0, 1)])
 
 
 # ---- copies and others

@@ -292,6 +292,7 @@ class Colluder:
         videos = tuple(b if t else a for a, b, t in zip(own.videos, theirs.videos, take))
         return replace(own, videos=videos, cost=own.cost - take.sum() * ask.costs.clip, **arrays)
 
-# %% ../../nbs/15b_lab_strategies.ipynb #bf67a553
-STRATEGIES: dict[str, Strategy] = {"honest": Honest(), "lazy": Lazy(), "abstainer": Abstainer(), "stuffer": Stuffer(), "duplicator": Duplicator(), "recutter": Recutter(),
-              "forger": Forger(), "caption forger": CaptionForger(), "index poisoner": Poisoner(), "colluder": Colluder()}
+# %% ../../nbs/15b_lab_strategies.ipynb #3036f2c5
+STRATEGIES: dict[str, Strategy] = {
+    "honest": Honest(), "lazy": Lazy(), "abstainer": Abstainer(), "stuffer": Stuffer(), "duplicator": Duplicator(), "recutter": Recutter(),
+    "forger": Forger(), "caption forger": CaptionForger(), "index poisoner": Poisoner(), "colluder": Colluder()}

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['log', 'Ranges', 'NotAllowed', 'check_encoder', 'Validator', 'check_service', 'open_service', 'open_validator',
            'KnownFootage', 'Heard', 'hear', 'earlier_ranges', 'judge', 'mark_entering', 'run_async', 'now', 'Draft',
-           'draft_round', 'commit_draft', 'run_round', 'run_rounds', 'weights_now', 'WeightsOutcome', 'keep_weights',
-           'look_at_sealed', 'look_at_purchases', 'set_weights', 'publish_corpus']
+           'draft_round', 'commit_draft', 'keep_prints', 'run_round', 'run_rounds', 'weights_now', 'WeightsOutcome',
+           'keep_weights', 'look_at_sealed', 'look_at_purchases', 'set_weights', 'publish_corpus']
 
 # %% ../../nbs/12b_validator_round.ipynb #d2974d83
 import asyncio
 import logging
 import threading
 from collections import defaultdict, deque
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -31,13 +31,16 @@ from ..chain.cache import MetagraphCache
 from ..corpus import publish
 from ..embedding import CachedEncoder, get_encoder
 from ..embedding.base import BoundedEncoder, Encoder
+from ..footage import COPY_SECONDS, Fingerprint, fingerprint
+from ..footage_index import FootageIndex
+from ..media import MediaError
 from ..novelty import NoveltyIndex, unit
 from ..protocol import Clip, VideoRequest, WireError, parse_response
 from ..scoring.video import PROFILES, History, LatentThresholds, Verdict, no_answer, score_response
 from ..scoring.weights import combine, task_shares
 from ..settings import ScoringSettings, Settings
 from ..sources import canonical_id, fetch_clip
-from ..store import ResponseRecord, RoundRecord, Store, StoreError, sync_index
+from ..store import ResponseRecord, RoundRecord, Store, StoreError, entry_id, sync_index
 from omega_lab.validation import (
     Examiner,
     Novelty,
@@ -78,6 +81,7 @@ class Validator:
     store: Store
     index: NoveltyIndex
     cache: Path  # fetched media
+    frames: FootageIndex = field(default_factory=FootageIndex)  # of accepted clips that were fetched
     service: Service | None = None  # that several validators share; None: the own index answers
     untold: str = ""  # why the service has not been told everything
     wires: Wires = field(default_factory=dict)  # which wire worked with whom
@@ -156,7 +160,8 @@ def open_validator(settings: Settings, state: str | Path) -> Validator:
     wallet = open_wallet(settings.wallet.name, settings.wallet.hotkey, settings.wallet.path)
     service = open_service(settings, wallet, f"{encoder.name}@{encoder.revision}")
     chain = open_chain(settings)
-    return Validator(settings, wallet, chain, encoder, Store(state), NoveltyIndex(state / "index", encoder.dim), data / "cache" / "media", service)
+    return Validator(settings, wallet, chain, encoder, Store(state), NoveltyIndex(state / "index", encoder.dim), data / "cache" / "media",
+                     FootageIndex(state / "frames"), service)
 
 # %% ../../nbs/12b_validator_round.ipynb #84f0c2eb
 Ranges = dict[str, list[tuple[float, float, str]]]  # canonical id -> (start, end, whose)
@@ -167,7 +172,9 @@ class KnownFootage:
     "Accepted footage as the store knew it when its index had `version` rows, and what came `earlier` in the same round."
     store: Store
     version: int
+    frames: FootageIndex
     earlier: Ranges = field(default_factory=dict)
+    prints: dict[tuple[str, float, float], Fingerprint] = field(default_factory=dict)  # of what was fetched, by video, start and end
 
     def overlap(self, clip: Clip) -> tuple[float, str | None]:
         "Largest share of a clip's seconds with a known range, and that one's name."
@@ -176,7 +183,16 @@ class KnownFootage:
         return most_shared(clip.start_time, clip.end_time, known)
 
     def copied(self, path: Path, clip: Clip) -> tuple[float, str | None, str]:
-        return 0.0, None, ""
+        "Share of a clip's frames that are those of a known clip of another video, whose, and how they were compared. Its fingerprint is kept."
+        try:
+            mine = fingerprint(path, clip.start_time, clip.end_time)
+        except MediaError:  # the encoder could read it: no frames to compare are no copy
+            return 0.0, None, ""
+        video = canonical_id(clip.video_id)
+        self.prints[video, clip.start_time, clip.end_time] = mine
+        own = {name for *_, name in self.store.known_ranges([video], self.version).get(video, [])}  # of these the seconds decide
+        best = next(((name, found) for name, found in self.frames.query(mine, exclude=own) if found.seconds >= COPY_SECONDS), None)
+        return (best[1].score, best[0], f"frames@{mine.method}") if best else (0.0, None, f"frames@{mine.method}")
 
 # %% ../../nbs/12b_validator_round.ipynb #b1c2e617
 @dataclass(frozen=True)
@@ -303,6 +319,7 @@ class Draft:
     thresholds: LatentThresholds
     version: int
     responses: tuple[ResponseRecord, ...]
+    prints: Mapping[tuple[str, float, float], Fingerprint]
 
 # %% ../../nbs/12b_validator_round.ipynb #71cb8d56
 def draft_round(v: Validator, topic: str, metagraph: Metagraph | None = None) -> Draft:
@@ -316,11 +333,13 @@ def draft_round(v: Validator, topic: str, metagraph: Metagraph | None = None) ->
     answers = run_async(ask_all(miners, request, v.wallet.hotkey, s.timeout + s.margin, s.max_response_bytes, s.wire, v.latent_space, v.wires))
     query = unit(v.encoder.encode_text([topic])[0])
     heard = [hear(v, request, answer) for answer in answers]
-    examiners = [Examiner(v.encoder, v.novelty(version), v.settings, KnownFootage(v.store, version, earlier)) for earlier in earlier_ranges(heard)]
+    prints: dict[tuple[str, float, float], Fingerprint] = {}
+    examiners = [Examiner(v.encoder, v.novelty(version), v.settings, KnownFootage(v.store, version, v.frames, earlier, prints))
+                 for earlier in earlier_ranges(heard)]
     histories = v.store.histories([m.hotkey for m in miners], v.settings.checks.record)
     with ThreadPoolExecutor(s.download_slots) as pool:  # answers whose media are fetched wait for each other no longer than needed
         judged = pool.map(lambda one, by: judge(v, by, request, query, one, seed, histories[one.answer.miner.hotkey]), heard, examiners)
-        return Draft(topic, query, secret, started, metagraph, latent_thresholds(v.encoder), version, tuple(judged))
+        return Draft(topic, query, secret, started, metagraph, latent_thresholds(v.encoder), version, tuple(judged), prints)
 
 # %% ../../nbs/12b_validator_round.ipynb #6eeda50d
 def commit_draft(v: Validator, draft: Draft) -> RoundRecord:
@@ -333,9 +352,19 @@ def commit_draft(v: Validator, draft: Draft) -> RoundRecord:
                          v.novelty_from, draft.secret)
     v.store.commit_round(record)
     sync_index(v.index, v.store)
+    keep_prints(v.frames, record, draft.prints)
     if v.service:
         v.untold = tell(v.store, v.service)
     return record
+
+
+def keep_prints(frames: FootageIndex, record: RoundRecord, prints: Mapping[tuple[str, float, float], Fingerprint]) -> None:
+    "Remember the frames of what was fetched and entered. A kill before this costs no more than that these are not recognised later."
+    for response in record.responses:
+        for i, (evidence, enters) in enumerate(zip(response.evidence, response.entered)):
+            print_ = prints.get((evidence.video, evidence.start_time, evidence.end_time))
+            if enters and print_ is not None:
+                frames.add(entry_id(record.number, response.hotkey, i, evidence.video_id), print_)
 
 
 def run_round(v: Validator, topic: str, metagraph: Metagraph | None = None) -> RoundRecord:
