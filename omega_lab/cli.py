@@ -24,6 +24,7 @@ import omega_lab
 from .flags import Flag, FlagError, overrides, with_flags
 from .focus.commands import focus
 from .focus.market_commands import market
+from .lab.commands import lab
 from .settings import LogSettings, SettingsError, load_settings, settings_ini
 from .terminal import fail, parse_pairs
 
@@ -315,6 +316,7 @@ def update(set_: Set = []) -> None:  # noqa: B006
 # %% ../nbs/16c_cli.ipynb #f0c05e82
 app.add_typer(focus, name="focus")
 app.add_typer(market, name="market")
+app.add_typer(lab, name="lab")
 
 # %% ../nbs/16c_cli.ipynb #f346c3c3
 @app.command()

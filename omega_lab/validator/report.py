@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INK', 'GOOD', 'WARM', 'BAD', 'PALE', 'short', 'first_of', 'leaderboard', 'refusals', 'purchases', 'Table',
            'plot_scores', 'plot_novelty', 'refused_duplicate', 'plot_similarity', 'plot_averages', 'profile_weights',
-           'profile_agreement', 'spot_checks', 'recheck']
+           'profile_agreement', 'spot_checks', 'fetch_trouble', 'recheck']
 
 # %% ../../nbs/12c_validator_report.ipynb #1f3deaa7
 import html
@@ -215,6 +215,15 @@ def spot_checks(store: Store, names: dict[str, str] | None = None, last: int | N
         "looked_at": c.kind, "video": c.video_cosine, "audio": c.audio_cosine, "description": c.description_cosine, "outcome": outcome}
         for (r, h, p, _, _), c, outcome in zip(rows.iter_rows(), checks, outcomes)])
     return table
+
+# %% ../../nbs/12c_validator_report.ipynb #fad58351
+def fetch_trouble(store: Store, last: int | None = None) -> pl.DataFrame:
+    "Per source of media: clips that were to be fetched in the `last` rounds or ever, how many could not be, and what was said most often."
+    return store.sql("""select coalesce(nullif(c.evidence->'check'->>'source', ''), 'unknown') as source, count(*) as clips,
+        count(*) filter (c.evidence->'check'->>'problem' = 'unverified') as failed, count(distinct hotkey) filter
+        (c.evidence->'check'->>'problem' = 'unverified') as miners,
+        coalesce(mode(c.evidence->'check'->>'reason') filter (c.evidence->'check'->>'problem' = 'unverified'), '') as said
+        from clips c where c.evidence->'check'->>'kind' = 'media' and round >= ? group by source order by failed desc, source""", first_of(store, last))
 
 # %% ../../nbs/12c_validator_report.ipynb #10efb937
 def recheck(store: Store, since: int, older: int = 50) -> pl.DataFrame:
