@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRAISE', 'ORDERS', 'WEIGHTS', 'REASONS', 'HUB_MODEL', 'CLASSIFIERS', 'CaptionVerdict', 'CaptionClassifier', 'verdict',
-           'text_features', 'sentence_features', 'support_features', 'features', 'FeatureClassifier',
-           'HeuristicClassifier', 'HubClassifier', 'get_classifier']
+           'text_features', 'sentence_features', 'features', 'FeatureClassifier', 'HeuristicClassifier',
+           'HubClassifier', 'get_classifier']
 
 # %% ../nbs/06e_caption_classifier.ipynb #f9ef642e
 import hashlib
@@ -56,47 +56,46 @@ _TO_A_MODEL = re.compile(r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?]
 
 # %% ../nbs/06e_caption_classifier.ipynb #0d822bab
 def text_features(caption: str) -> dict[str, float]:
-    "Seven numbers of a caption's text, each 0 when nothing is wrong."
+    "Five numbers of a caption's text, each 0 when nothing is wrong."
     f = caption_features(caption)
     trust = min(1.0, f["words"] / 16)
     return {"repetition": trust * max(0.0, f["repetition"] - 0.3), "few small words": trust * max(0.0, 0.35 - f["function"]),
             "list marks": trust * max(0.0, f["separators"] - 0.2), "hash tags": len(re.findall(r"#\w", caption)) / max(f["words"], 1),
             "to a model": float(bool(_TO_A_MODEL.search(caption)))}
 
-# %% ../nbs/06e_caption_classifier.ipynb #7b78b38f
-def sentence_features(parts: CaptionParts, praise: np.ndarray, orders: np.ndarray) -> dict[str, float]:
-    "Four numbers of a caption's sentences, given float32[n, dim] of PRAISE and of ORDERS: shares of its words, and the likeness to orders."
-    weight = np.array([len(words_of(s)) for s in parts.sentences], float)
-    if not weight.sum():
-        return {"lists": 0.0, "praise": 0.0, "orders": 0.0}
-    weight /= weight.sum()
+# %% ../nbs/06e_caption_classifier.ipynb #145f4d96
+def sentence_features(parts: CaptionParts, praise: np.ndarray, orders: np.ndarray, chunk_bad: float) -> dict[str, float]:
+    """Four numbers of a caption's sentences, given float32[n, dim] of PRAISE and of ORDERS.
+
+    `lists`: words in lists beyond the dozen tags that an honest caption may end with. `unsupported`: the share of words that the clip
+    does not support, counted up to twice where it speaks against them; 0 when the clip is not known.
+    """
+    sizes = np.array([len(words_of(s)) for s in parts.sentences])
+    if not sizes.sum():
+        return dict.fromkeys(("lists", "praise", "orders", "unsupported"), 0.0)
+    weight, trust = sizes / sizes.sum(), min(1.0, sizes.sum() / 16)
+    listed = np.array([is_list(s) for s in parts.sentences])
     like = [np.maximum(0, (parts.vectors @ kind.T).max(1) - 0.3) for kind in (praise, orders)]
-    trust = min(1.0, len(words_of(parts.caption)) / 16)
-    return {"lists": trust * float(weight @ [is_list(s) for s in parts.sentences]), "praise": float(weight @ like[0]), "orders": float(like[1].max())}
-
-
-def support_features(parts: CaptionParts, chunk_bad: float) -> dict[str, float]:
-    "Two numbers of a caption and its clip: the share of words without support, and what the best sentence lacks, both 0..1."
-    weight = np.array([len(words_of(s)) for s in parts.sentences], float)
-    if parts.support is None or not weight.sum():
-        return {"unsupported": 0.0, "nothing supported": 0.0}
-    lack = np.clip(1 - parts.support / chunk_bad, 0, 1)
-    return {"unsupported": float(weight @ lack / weight.sum()), "nothing supported": float(lack.min())}
+    lack = np.zeros(len(sizes)) if parts.support is None else np.clip(1 - parts.support / chunk_bad, 0, 2) * ~listed
+    return {"lists": float(np.clip((sizes @ listed - 15) / 15, 0, 1)), "praise": float(weight @ like[0]), "orders": float(like[1].max()),
+            "unsupported": trust * float(weight @ lack)}
 
 # %% ../nbs/06e_caption_classifier.ipynb #c1fa229e
 def features(parts: CaptionParts, praise: np.ndarray, orders: np.ndarray, chunk_bad: float) -> dict[str, float]:
     "All features of a caption, in the order of the weights."
-    return {**text_features(parts.caption), **sentence_features(parts, praise, orders), **support_features(parts, chunk_bad)}
+    return {**text_features(parts.caption), **sentence_features(parts, praise, orders, chunk_bad)}
 
 # %% ../nbs/06e_caption_classifier.ipynb #9fe564df
 WEIGHTS = {  # log-odds per unit of a feature
-    "with clip": {"intercept": -3.79, "repetition": 9.14, "few small words": 2.62, "list marks": 1.61, "hash tags": 0.21, "to a model": 3.02, "lists": 7.08, "praise": 3.95, "orders": 2.16, "unsupported": 5.28},
-    "text only": {"intercept": -2.32, "repetition": 7.77, "few small words": 1.82, "list marks": 1.78, "hash tags": 0.31, "to a model": 3.56, "lists": 5.61, "praise": 8.44, "orders": 3.35},
+    "with clip": {"intercept": -4.45, "repetition": 10.46, "few small words": 3.41, "list marks": 3.0, "hash tags": 2.54, "to a model": 4.04,
+                 "lists": 6.03, "praise": 5.29, "orders": 3.07, "unsupported": 4.33},
+    "text only": {"intercept": -3.12, "repetition": 9.17, "few small words": 2.32, "list marks": 2.56, "hash tags": 2.12, "to a model": 4.2,
+                 "lists": 5.37, "praise": 9.92, "orders": 4.0},
 }
 REASONS = {
     "repetition": "words are repeated", "few small words": "hardly a sentence holds together", "list marks": "words in a list", "hash tags": "hash tags",
     "to a model": "talks to a model", "lists": "most of it is a list", "praise": "general praise that fits any clip", "orders": "reads like an instruction",
-    "unsupported": "much of it is not in the clip", "nothing supported": "nothing of it is in the clip"}
+    "unsupported": "much of it is not in the clip"}
 
 # %% ../nbs/06e_caption_classifier.ipynb #1ba913a9
 class FeatureClassifier:

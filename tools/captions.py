@@ -27,7 +27,7 @@ from omega_lab.samples import fetch_samples
 from omega_lab.validation import latent_thresholds
 
 ROOT = Path(__file__).resolve().parent.parent
-SEED = 24
+SEED, CARE = 24, 3.0
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ def labelled_set(entries: Sequence[dict], source: dict) -> list[Labelled]:
     for entry in entries:
         rng, half = random.Random(f"{SEED}:{entry['file']}"), "train" if subject(entry) in train else "held"
         others = [e for e in entries if subject(e) != subject(entry) and (subject(e) in train) == (half == "train")]
-        made = [(False, *c) for c in honest(entry, source["long"].get(entry["file"], ""))]
-        made += [(True, *c) for c in stuffed(entry, others, source[half], names, rng)]
-        for n, (bad, kind, caption) in enumerate(made):
-            found.append(Labelled(half, kind, bad, caption, entry["file"], *entry["ranges"][n % len(entry["ranges"])]))
+        for start, end in entry["ranges"]:  # an honest text has to pass wherever its clip is cut
+            found += [Labelled(half, kind, False, c, entry["file"], start, end) for kind, c in honest(entry, source["long"].get(entry["file"], ""))]
+        for n, (kind, caption) in enumerate(stuffed(entry, others, source[half], names, rng)):
+            found.append(Labelled(half, kind, True, caption, entry["file"], *entry["ranges"][n % len(entry["ranges"])]))
     return found
 
 
@@ -140,12 +140,12 @@ def logistic(x: np.ndarray, y: np.ndarray, weight: np.ndarray, ridge: float = 0.
 
 
 def fitted(x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    "Feature → weight of a fit in which honest captions count three times; a feature that would speak for honesty is left out."
+    "Feature → weight of a fit in which honest captions count CARE times; a feature that would speak for honesty is left out."
     keep = np.flatnonzero(x.any(0))
     while True:
-        w = logistic(x[:, keep], y, np.where(y == 0, 3.0, 1.0))
+        w = logistic(x[:, keep], y, np.where(y == 0, CARE, 1.0))
         if (w[:-1] >= 0).all():
-            return {"intercept": round(w[-1], 2), **{names[k]: round(v, 2) for k, v in zip(keep, w[:-1])}}
+            return {"intercept": round(float(w[-1]), 2), **{names[k]: round(float(v), 2) for k, v in zip(keep, w[:-1])}}
         keep = np.delete(keep, w[:-1].argmin())
 
 
@@ -156,7 +156,7 @@ def fit(cases: Sequence[Labelled], parts: Sequence[CaptionParts], classifier: Fe
     rows = [features(parts[n], classifier.praise, classifier.orders, bound) for n in chosen]
     names, x = list(rows[0]), np.array([list(row.values()) for row in rows])
     y = np.array([float(cases[n].stuffed) for n in chosen])
-    text_only = x * [name not in ("unsupported", "nothing supported") for name in names]
+    text_only = x * [name != "unsupported" for name in names]
     told = y * [cases[n].kind != "unrelated" for n in chosen]  # a text alone cannot tell
     return {"with clip": fitted(x, y, names), "text only": fitted(text_only, told, names)}
 
