@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..captions import chunk_support, count_chunks, stuffing
 from ..embedding.base import ClipVectors, Encoder
 from ..embedding.text import caption_chunks, text_similarity, unique_tokens
 from ..scoring.video import description_relevance
 from ..settings import ScoringSettings
 from ..sources import Hit
-from ..validation import chunk_support, count_chunks, latent_thresholds, stuffing
+from ..validation import latent_thresholds
 
 # %% ../../nbs/11f_miner_caption.ipynb #72a56613
 LONGEST_PIECE = 30  # words
