@@ -88,10 +88,10 @@ def features(parts: CaptionParts, praise: np.ndarray, orders: np.ndarray, chunk_
 
 # %% ../nbs/06e_caption_classifier.ipynb #9fe564df
 WEIGHTS = {  # log-odds per unit of a feature
-    "with clip": {"intercept": -4.48, "repetition": 10.44, "few small words": 2.86, "list marks": 1.8, "hash tags": 0.8, "to a model": 4.05,
-                 "lists": 6.18, "praise": 5.31, "orders": 3.07, "unsupported": 4.37},
-    "text only": {"intercept": -3.13, "repetition": 9.13, "few small words": 1.86, "list marks": 1.54, "hash tags": 0.67, "to a model": 4.21,
-                 "lists": 5.47, "praise": 9.94, "orders": 4.0},
+    "with clip": {"intercept": -4.5, "repetition": 10.38, "few small words": 2.63, "list marks": 1.79, "hash tags": 0.86, "to a model": 4.05,
+                 "lists": 6.15, "praise": 5.23, "orders": 3.06, "unsupported": 4.46},
+    "text only": {"intercept": -3.13, "repetition": 9.06, "few small words": 1.65, "list marks": 1.52, "hash tags": 0.72, "to a model": 4.21,
+                 "lists": 5.43, "praise": 9.95, "orders": 4.0},
 }
 CODE = 1  # raise when a change of code changes verdicts
 REASONS = {
