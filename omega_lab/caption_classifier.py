@@ -78,8 +78,9 @@ def sentence_features(parts: CaptionParts, praise: np.ndarray, orders: np.ndarra
     listed = lists(parts.sentences)
     like = [np.maximum(0, (parts.vectors @ kind.T).max(1) - 0.3) for kind in (praise, orders)]
     lack = np.zeros(len(sizes)) if parts.support is None else np.clip(1 - parts.support / chunk_bad, 0, 2) * ~listed
-    return {"lists": float(np.clip((sizes @ listed - min(15, sizes @ ~listed)) / 15, 0, 1)), "praise": float(weight @ like[0]), "orders": float(like[1].max()),
-            "unsupported": trust * float(weight @ lack)}
+    return {
+        "lists": float(np.clip((sizes @ listed - min(15, sizes @ ~listed)) / 15, 0, 1)), "praise": float(weight @ like[0]),
+        "orders": float(like[1].max()), "unsupported": trust * float(weight @ lack)}
 
 # %% ../nbs/06e_caption_classifier.ipynb #c1fa229e
 def features(parts: CaptionParts, praise: np.ndarray, orders: np.ndarray, chunk_bad: float) -> dict[str, float]:
@@ -165,7 +166,7 @@ CLASSIFIERS: dict[str, Callable[[Encoder], CaptionClassifier]] = {
 
 
 def get_classifier(name: str, encoder: Encoder) -> CaptionClassifier:
-    "The classifier `[checks] captions` names: one of CLASSIFIERS, `hub:MODEL` (id or folder), or `module:Class` taking the encoder. ValueError when there is none."
+    "What `[checks] captions` names: one of CLASSIFIERS, `hub:MODEL` (id or folder), or `module:Class` taking the encoder; else ValueError."
     if name in CLASSIFIERS:
         return CLASSIFIERS[name](encoder)
     kind, colon, rest = name.partition(":")

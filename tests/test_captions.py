@@ -116,7 +116,8 @@ def test_evidence_is_what_a_clip_record_wants(encoder, entries, clips):
     assert {"stuffed", "stuffed_confidence", "unique_tokens", "really_bad", "low_quality", "chunks", "chunk_support"} <= shared
     for one, caption in zip(found, captions, strict=True):
         assert not one.stuffed and one.caption_reasons == () and 0 < one.supported_tokens <= one.unique_tokens == unique_tokens(caption)
-        ClipEvidence(video_id="x", valid_id=True, start_time=0, end_time=9, text_cosine=0, index_novelty=1, **{k: v for k, v in asdict(one).items() if k in shared})
+        record = {k: v for k, v in asdict(one).items() if k in shared}
+        ClipEvidence(video_id="x", valid_id=True, start_time=0, end_time=9, text_cosine=0, index_novelty=1, **record)
     alone = [caption_evidence([c], v[None], encoder, FeatureClassifier(encoder))[0] for c, v in zip(captions, vectors)]
     assert [(a.stuffed, a.supported_tokens, a.chunks) for a in alone] == [(f.stuffed, f.supported_tokens, f.chunks) for f in found]
 
@@ -142,7 +143,7 @@ def test_who_talks_to_a_model_is_noticed(text):
     assert text_features(text)["to a model"] == 1
 
 
-@pytest.mark.parametrize("text", ["The engine's cooling system is shown.", "He tries to forget the years before the war; nobody told him.", "An assistant helps."])
+@pytest.mark.parametrize("text", ["The engine's cooling system is shown.", "He tries to forget the years before; nobody told him.", "An assistant helps."])
 def test_words_that_merely_look_like_orders_are_not(text):
     assert text_features(text)["to a model"] == 0
 
