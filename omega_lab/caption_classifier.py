@@ -68,8 +68,9 @@ def text_features(caption: str) -> dict[str, float]:
 def sentence_features(parts: CaptionParts, praise: np.ndarray, orders: np.ndarray, chunk_bad: float) -> dict[str, float]:
     """Four numbers of a caption's sentences, given float32[n, dim] of PRAISE and of ORDERS.
 
-    `lists`: words in lists beyond those of told sentences and beyond a dozen tags, which an honest caption may end with. `unsupported`: the share of words that the clip
-    does not support, counted up to twice where it speaks against them; 0 when the clip is not known.
+    `lists`: words in lists beyond those of told sentences and beyond a dozen tags, which an honest caption may end with.
+    `unsupported`: the share of words that the clip does not support, counted up to twice where it speaks against them; 0 when
+    the clip is not known.
     """
     sizes = np.array([len(words_of(s)) for s in parts.sentences])
     if not sizes.sum():
