@@ -138,7 +138,7 @@ class ApiSettings(Section):
 
 # %% ../nbs/00_settings.ipynb #8ecbdb50
 class ChecksSettings(Section):
-    "How much of a response is fetched and recomputed. Part of the score hash."
+    "How much of a response is fetched and recomputed, and who judges captions. Part of the score hash."
     policy: Literal["protocol", "always-one", "economic"] = Field(
         "economic", description="protocol: one clip with probability fetch_probability | always-one: one clip of every response | "
         "economic: as few as make forging a loss, more for a short or bad record")
@@ -147,6 +147,8 @@ class ChecksSettings(Section):
     newcomer: int = Field(20, ge=0, description="under economic, at least one clip of a miner's first answers, so many, is fetched, and after a punishment")
     fetch_timeout: float = Field(10.0, gt=0, description="time limit of one fetch, seconds")
     max_fetch_bytes: int = Field(200_000_000, ge=1, description="largest media file fetched, bytes")
+    captions: str = Field("features", min_length=1, description="who says whether a caption is stuffed: features (embedded) | heuristic | hub (the network's "
+                          "model, wants omega_lab[captions]) | hub:MODEL (id or folder) | module:Class of your own")
 
 # %% ../nbs/00_settings.ipynb #4fc32b08
 class ScoringSettings(Section):

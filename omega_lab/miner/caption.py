@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..caption_classifier import get_classifier
+from ..captions import caption_evidence, chunk_support
 from ..embedding.base import ClipVectors, Encoder
-from ..embedding.text import caption_chunks, text_similarity, unique_tokens
+from ..embedding.text import text_similarity, unique_tokens
 from ..scoring.video import description_relevance, media_cosines
 from ..settings import ScoringSettings
 from ..sources import Hit
-from ..validation import chunk_support, count_chunks, latent_thresholds, stuffing
 
 # %% ../../nbs/11f_miner_caption.ipynb #72a56613
 LONGEST_PIECE = 30  # words
@@ -70,10 +71,8 @@ def caption_pay(texts: Sequence[str], text_vectors: np.ndarray, vectors: ClipVec
 # %% ../../nbs/11f_miner_caption.ipynb #9514167c
 def is_safe(text: str, vectors: ClipVectors, encoder: Encoder, s: ScoringSettings) -> bool:
     "Whether no check speaks against a caption: not stuffed, no chunk without support, fewer chunks than allowed."
-    chunks = caption_chunks(text, s.chunk_tokens)
-    vector = encoder.encode_text(chunks)
-    bad, low, count = count_chunks(chunk_support(vector, stacked(vectors, vector[0])), latent_thresholds(encoder))
-    return not stuffing(text)[0] and bad == 0 and low <= s.max_low_chunks // 2 and count < s.max_chunks
+    told, = caption_evidence([text], stacked(vectors, vectors.video)[None], encoder, get_classifier("features", encoder), s.chunk_tokens)
+    return not told.stuffed and told.really_bad == 0 and told.low_quality <= s.max_low_chunks // 2 and told.chunks < s.max_chunks
 
 # %% ../../nbs/11f_miner_caption.ipynb #e1675982
 STEPS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80)  # how many pieces are tried

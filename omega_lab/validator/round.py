@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..api.client import ServiceClient, ServiceError
+from ..caption_classifier import CaptionClassifier, get_classifier
 from ..chain import Chain, ChainError, Metagraph, Neuron, is_local, open_chain, open_wallet
 from ..chain.auth import sign_request
 from ..chain.network import WeightsResult
@@ -85,10 +86,12 @@ class Validator:
     service: Service | None = None  # that several validators share; None: the own index answers
     untold: str = ""  # why the service has not been told everything
     wires: Wires = field(default_factory=dict)  # which wire worked with whom
+    captions: CaptionClassifier = field(init=False)
     metagraph: MetagraphCache = field(init=False)  # the last one known while the chain is down
     downloads: threading.BoundedSemaphore = field(init=False)
 
     def __post_init__(self):
+        self.captions = get_classifier(self.settings.checks.captions, self.encoder)
         self.metagraph = MetagraphCache(self.chain.metagraph, path=self.store.folder / "metagraph.json", patience=20)
         self.downloads = threading.BoundedSemaphore(self.settings.validator.download_slots)
         check_encoder(self.encoder, self.settings.network.endpoint)
@@ -334,7 +337,7 @@ def draft_round(v: Validator, topic: str, metagraph: Metagraph | None = None) ->
     query = unit(v.encoder.encode_text([topic])[0])
     heard = [hear(v, request, answer) for answer in answers]
     prints: dict[tuple[str, float, float], Fingerprint] = {}
-    examiners = [Examiner(v.encoder, v.novelty(version), v.settings, KnownFootage(v.store, version, v.frames, earlier, prints))
+    examiners = [Examiner(v.encoder, v.novelty(version), v.settings, v.captions, KnownFootage(v.store, version, v.frames, earlier, prints))
                  for earlier in earlier_ranges(heard)]
     histories = v.store.histories([m.hotkey for m in miners], v.settings.checks.record)
     with ThreadPoolExecutor(s.download_slots) as pool:  # answers whose media are fetched wait for each other no longer than needed
