@@ -119,11 +119,11 @@ class NoveltyIndex:
         return Neighbours(np.clip(novelty, 0, 2), tuple(name for _, name in found), version)
 
     def _checked(self, vectors: np.ndarray, count: int | None = None) -> np.ndarray:
-        vectors = unit(np.atleast_2d(vectors))
+        vectors = np.atleast_2d(np.asarray(vectors, np.float32))
         if vectors.shape != (len(vectors) if count is None else count, self.dim) or not np.isfinite(vectors).all():
             ids = "" if count is None else f"{count} ids and "
             raise ValueError(f"{ids}vectors of shape {vectors.shape}, want finite [n, {self.dim}]")
-        return vectors
+        return unit(vectors)
 
     def _nearest(self, vector: np.ndarray, positions: np.ndarray) -> tuple[float, str | None]:
         "Cosine and id of the nearest of some rows, the earliest of equals; 0 and None of none."

@@ -17,8 +17,8 @@ from .novelty_columns import replaced
 from .novelty_rows import RowStore
 from .novelty_search import LEAST_DIM, Compressed, compress, lists_for, scan
 
-# %% ../nbs/05d_novelty_copy.ipynb #cd37823c
-EXACT_NUMBERS = 2**27  # rows × dim up to which all rows are read; benchmarks/novelty.py shows where the costs cross
+# %% ../nbs/05d_novelty_copy.ipynb #77068701
+EXACT_NUMBERS = 2**28  # rows × dim up to which all rows are read: exactness is worth the tenth of a second (benchmarks/novelty.py)
 SNAPSHOT = re.compile(r"search\.(\d+)\.faiss")
 
 
