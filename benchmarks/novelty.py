@@ -101,8 +101,9 @@ def accuracy(index: NoveltyIndex, asked: dict[str, np.ndarray], best: dict[str, 
     for kind, vectors in asked.items():
         exact = 1 - best[kind]
         excess = np.concatenate([index.query(vectors[i:i + BATCH]).novelty for i in range(0, len(vectors), BATCH)]) - exact
-        found[kind] = {"exact novelty from": round(float(exact.min()), 3), "to": round(float(exact.max()), 3), "recall": round(float((excess < 1e-5).mean()), 4),
-                       "too high by at most": round(float(excess.max()), 5), "too low by at most": round(max(0.0, -float(excess.min())), 7)}
+        found[kind] = {"exact novelty from": round(float(exact.min()), 3), "to": round(float(exact.max()), 3),
+                       "recall": round(float((excess < 1e-5).mean()), 4), "too high by at most": round(float(excess.max()), 5),
+                       "too low by at most": round(max(0.0, -float(excess.min())), 7)}
     return found
 
 
@@ -115,8 +116,9 @@ def extrapolate(index: NoveltyIndex, batches: list[np.ndarray], query_ms: float,
     lists = lists_for(FAR)
     ms = query_ms - reading - one + one * lists / copy.lists + reading * (FAR / lists) / (rows / copy.lists)
     return {"rows": FAR, "lists": lists, "GB of memory": round(bytes_a_row * FAR / 1e9, 1), "8 questions, ms": round(ms, 1),
-            "reasoning": f"{lists} lists instead of {copy.lists}: ranking them costs {lists / copy.lists:.1f} times the {one:.1f} ms, reading {copy.probes} lists of "
-                         f"{FAR // lists} rows {FAR / lists / (rows / copy.lists):.1f} times the {reading:.1f} ms; rescoring stays, while the rows it reads are in the page cache"}
+            "reasoning": f"{lists} lists instead of {copy.lists}: ranking them costs {lists / copy.lists:.1f} times the {one:.1f} ms, "
+                         f"reading {copy.probes} lists of {FAR // lists} rows {FAR / lists / (rows / copy.lists):.1f} times the {reading:.1f} ms; "
+                         "rescoring stays, while the rows it reads are in the page cache"}
 
 
 def measure(folder: Path, rows: int, dim: int, dtype: str) -> dict:

@@ -7,7 +7,7 @@ __all__ = ['LINES', 'UNSORTED', 'replaced', 'sync_folder', 'Column', 'Names', 'a
 
 # %% ../nbs/05a_novelty_columns.ipynb #6a79b90e
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,7 +90,7 @@ class Column:
 
     def _map(self, count: int) -> None:
         if count:  # an empty file cannot be mapped
-            self.rows = np.memmap(self.path, self.rows.dtype, "r", shape=(count, *self.rows.shape[1:])).view(np.ndarray)  # type: ignore[arg-type]
+            self.rows = np.memmap(self.path, self.rows.dtype, "r", shape=(count, *self.rows.shape[1:])).view(np.ndarray)  # type: ignore[call-overload]
 
 # %% ../nbs/05a_novelty_columns.ipynb #1b93ef5f
 LINES = 65536  # read at once
@@ -147,7 +147,7 @@ class Names:
             self._order = np.argsort(self._hashes.rows, kind="stable")
 
 
-def as_lines(names: list[str]) -> np.ndarray:
+def as_lines(names: Sequence[str]) -> np.ndarray:
     "The lines of some names, uint8. Raises ValueError for a name that contains a line break."
     if broken := next((name for name in names if "\n" in name), None):
         raise ValueError(f"{broken!r}: an id must not contain a line break")

@@ -29,7 +29,9 @@ def snapshots(folder: Path) -> list[tuple[int, Path]]:
 
 # %% ../nbs/05d_novelty_copy.ipynb #43b2a940
 class CompressedCopy:
-    "Which of `rows` may be nearest: all that are tied after reading every row, or above `exact_rows` rows what a compressed copy proposes. Shares its owner's `lock`."
+    """Which of `rows` may be nearest: after reading every row those that are tied, above `exact_rows` rows what a compressed copy proposes.
+
+    Shares its owner's `lock`."""
 
     def __init__(self, folder: Path | None, rows: RowStore, lock: threading.RLock, exact_rows: int | None = None):
         usual = EXACT_NUMBERS // rows.manifest.dim if rows.manifest.dim >= LEAST_DIM else 2**62
@@ -42,7 +44,7 @@ class CompressedCopy:
             self.follow()
 
     def propose(self, vectors: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
-        "For each of float32[n, dim] the positions int64[...], ascending, that may be nearest; none when no row counts. `counts` bool[m] over the first positions."
+        "For each of float32[n, dim] the positions int64[...], ascending, that may be nearest. `counts` bool[m]: which of the first m count."
         copy = self._copy
         if copy is None or not counts.any():
             return scan(vectors, self._rows.vectors, counts)

@@ -221,7 +221,8 @@ class RowStore:
     def _open(self, dim: int, dtype: Precision | None) -> None:
         here = read_manifest(self.folder / "manifest.json") if self.folder else None
         if here and (here.dim != dim or here.dtype != (dtype or here.dtype)):
-            raise ValueError(f"{self.folder} holds {here.dim} numbers a vector ({here.dtype}), not {dim} ({dtype or 'float32'}): open it as it is, or take another folder")
+            raise ValueError(f"{self.folder} holds {here.dim} numbers a vector ({here.dtype}), not {dim} ({dtype or here.dtype}): "
+                             "open it as it is, or take another folder")
         m = here or Manifest(dim=dim, dtype=dtype or "float32")
         columns = open_columns(self.folder, m)
         if here:

@@ -123,7 +123,9 @@ class Compressed:
 
 # %% ../nbs/05c_novelty_search.ipynb #66d70cb9
 def compress(vectors: np.ndarray, numbers: np.ndarray, covers: int, seed: int = 0) -> Compressed:
-    "Lists trained on a seeded sample of [n, dim] and filled with all of it, block by block: the vectors need not fit into memory. k-means runs on a GPU if FAISS has one."
+    """Lists trained on a seeded sample of [n, dim], then filled with all of it block by block: the vectors need not fit into memory.
+
+    k-means runs on a GPU where FAISS has one."""
     use_threads()
     rows, dim = vectors.shape
     rotation = "HR" if dim & (dim - 1) == 0 else "RR"  # Hadamard's is quicker, and of powers of two

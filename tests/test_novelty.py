@@ -140,15 +140,19 @@ def test_a_compaction_that_does_not_fit_changes_nothing(tmp_path, monkeypatch):
     rows = unit(np.random.default_rng(0).normal(size=(50, 8)))
     index = filled(tmp_path, rows)
     index.remove(["3", "4"])
-    before, writes = {p.name: p.read_bytes() for p in tmp_path.iterdir()}, iter(range(100))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
-    def fsync(_):
-        if next(writes) >= fits:
-            raise OSError(errno.ENOSPC, "No space left on device")
-    for fits in range(4):  # the numbers, vectors, ids, and the manifest
+    def full_after(writes):
+        left = [None] * writes
+
+        def fsync(_):
+            if not left:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            left.pop()
+        return fsync
+    for writes in range(4):  # the numbers, vectors, ids, and the manifest
         with monkeypatch.context() as patch, pytest.raises(OSError):
-            patch.setattr(os, "fsync", fsync)
-            writes = iter(range(100))
+            patch.setattr(os, "fsync", full_after(writes))
             index.compact()
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
         check(index, rows[3:5], rows[np.r_[:3, 5:50]], [str(i) for i in range(50) if i not in (3, 4)])
