@@ -43,7 +43,7 @@ class NoveltyIndex:
     """Vectors of dimension `dim` under `path` (a folder; None: in memory only), kept as `dtype` (None: as the folder has it, else float32).
 
     Above `exact_rows` rows (None: where reading them all costs more) they are searched through a compressed copy. Raises ValueError when the folder
-    holds another dimension or type. Any threads may ask and add; processes may take turns with a folder, each seeing what others wrote when it writes."""
+    holds another dimension or type. Any threads may ask and add; processes may take turns with a folder, each seeing what others did."""
 
     def __init__(self, path: str | Path | None, dim: int, dtype: Precision | None = None, exact_rows: int | None = None):
         self.dim, self._folder = dim, Path(path) if path else None
@@ -56,6 +56,7 @@ class NoveltyIndex:
 
     def __contains__(self, name: str) -> bool:
         with self._lock:
+            self._rows.refresh()
             return len(self._rows.find(name)) > 0
 
     @property
@@ -111,6 +112,7 @@ class NoveltyIndex:
         Never below the exact one. Raises ValueError for vectors of another dimension or not finite."""
         vectors = self._checked(vectors)
         with self._lock:
+            self._rows.refresh()
             version = self.version if version is None else min(version, self.version)
             counts = self._rows.counting(version, exclude)
             near = self._copy.propose(vectors, counts)
@@ -144,6 +146,7 @@ class NoveltyIndex:
         """
         numbers, cosines = np.full(len(vectors), -1), np.zeros(len(vectors))
         with self._lock:
+            self._rows.refresh()
             there = self._rows.counting(len(counts))
             there &= counts[self._rows.numbers(np.arange(len(there)))]
             for i, positions in enumerate(scan(vectors, self._rows.vectors, there)):

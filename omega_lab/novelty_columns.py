@@ -75,8 +75,11 @@ class Column:
         self.rows = self.rows[:count]
 
     def changed(self) -> bool:
-        "Whether the file is no longer as long as we know it: another process has written."
-        return self.path is not None and self.path.stat().st_size != len(self) * self.record_bytes
+        "Whether the file is no longer as long as we know it, or gone: another process has been at work."
+        try:
+            return self.path is not None and self.path.stat().st_size != len(self) * self.record_bytes
+        except FileNotFoundError:
+            return True
 
     def _write(self, records: np.ndarray) -> None:
         try:

@@ -210,9 +210,18 @@ class RowStore:
     def turn(self) -> Iterator[None]:
         "Alone with the folder among all processes, and knowing what the others have written."
         with self._lock:
-            if self.folder and (self._on_disk() != self._stamp or any(column.changed() for column in self._columns)):
+            if self._stale():
                 self._open(self.manifest.dim, self.manifest.dtype)
             yield
+
+    def refresh(self) -> None:
+        "Know what other processes have written."
+        if self._stale():
+            with self.turn():
+                pass
+
+    def _stale(self) -> bool:
+        return self.folder is not None and (self._on_disk() != self._stamp or any(column.changed() for column in self._columns))
 
     def _on_disk(self) -> tuple[int, int]:
         stat = (self.folder / "manifest.json").stat()  # type: ignore[operator]
