@@ -100,8 +100,9 @@ class Compressed:
         use_threads()
         bits = None if marks is None else np.packbits(marks, bitorder="little")
         only = None if bits is None else faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-        inner = faiss.IVFRaBitQSearchParameters(nprobe=probes or self.probes, qb=QUERY_BITS, sel=only)
-        return self.index.search(vectors, proposals, params=faiss.SearchParametersPreTransform(index_params=inner))[1]
+        inner = faiss.IVFRaBitQSearchParameters(nprobe=probes or self.probes, qb=QUERY_BITS, sel=only)  # type: ignore[call-arg]
+        params = faiss.SearchParametersPreTransform(index_params=inner)  # type: ignore[call-arg]
+        return self.index.search(vectors, proposals, params=params)[1]
 
     def save(self, path: Path) -> None:
         "Write it to a file. Raises OSError."
