@@ -7,19 +7,21 @@ __all__ = ['Neighbours', 'unit', 'exact_cosine', 'NoveltyIndex']
 
 # %% ../nbs/05_novelty.ipynb #8a7fe9e8
 import math
-import os
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
 import numpy as np
+
+from .novelty_copy import CompressedCopy
+from .novelty_rows import Precision, RowStore
+from .novelty_search import scan, slack
 
 # %% ../nbs/05_novelty.ipynb #88c6e58a
 @dataclass(frozen=True)
 class Neighbours:
-    "What the index says of n vectors: `novelty` float32[n] in 0..2, the id `nearest` each (None: empty index), its `version`."
+    "What the index says of n vectors: `novelty` float32[n] in 0..2, the id `nearest` each (None: nothing to meet), its `version`."
     novelty: np.ndarray
     nearest: tuple[str | None, ...]
     version: int
@@ -38,123 +40,118 @@ def exact_cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 # %% ../nbs/05_novelty.ipynb #a1c076d0
 class NoveltyIndex:
-    "Vectors of dimension `dim` under `path` (a folder; None: in memory only). The version is the number of rows ever added."
+    """Vectors of dimension `dim` under `path` (a folder; None: in memory only), kept as `dtype` (None: as the folder has it, else float32).
 
-    def __init__(self, path: str | Path | None, dim: int):
-        self.dim, self._index = dim, faiss.IndexFlatIP(dim)
-        self._ids: list[str] = []
-        self._lock = threading.Lock()  # FAISS may not grow while it searches
-        self._folder = Path(path) if path else None
-        if self._folder:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._recover()
+    Above `exact_rows` rows (None: where reading them all costs more) they are searched through a compressed copy. Raises ValueError when the folder
+    holds another dimension or type. Any threads may ask and add; processes may take turns with a folder, each seeing what others did."""
+
+    def __init__(self, path: str | Path | None, dim: int, dtype: Precision | None = None, exact_rows: int | None = None):
+        self.dim, self._folder = dim, Path(path) if path else None
+        self._lock = threading.RLock()
+        self._rows = RowStore(self._folder, dim, dtype)
+        self._copy = CompressedCopy(self._folder, self._rows, self._lock, exact_rows)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return self.version - self.removed
 
     def __contains__(self, name: str) -> bool:
-        return name in self._ids
+        with self._lock:
+            self._rows.refresh()
+            return len(self._rows.find(name)) > 0
 
     @property
     def version(self) -> int:
-        "Rows added so far; stored with every answer, so that a novelty can be explained later."
-        return len(self._ids)
+        "Rows ever added; stored with every answer, so that a novelty can be explained later. Removing does not change it."
+        return self._rows.version
 
-    def _recover(self) -> None:
-        "Read what is on disk and cut off what was not finished."
-        vectors, ids = self._folder / "vectors.f32", self._folder / "ids.txt"
-        vectors.touch(), ids.touch()
-        lines = ids.read_bytes().split(b"\n")[:-1]  # the last piece is empty, or a line torn by a kill
-        rows = min(len(lines), vectors.stat().st_size // (4 * self.dim))
-        os.truncate(vectors, rows * 4 * self.dim)
-        os.truncate(ids, sum(len(line) + 1 for line in lines[:rows]))
-        self._ids = [line.decode() for line in lines[:rows]]
-        self._index.add(np.fromfile(vectors, np.float32).reshape(rows, self.dim))
+    @property
+    def removed(self) -> int:
+        "Rows ever taken down."
+        return self._rows.removed
 
     def add(self, ids: Sequence[str], vectors: np.ndarray) -> int:
-        "Append float32[n, dim] under `ids` (no line breaks); durable when it returns. Returns the new version."
-        vectors = unit(np.atleast_2d(vectors))
-        if vectors.shape != (len(ids), self.dim) or not np.isfinite(vectors).all():
-            raise ValueError(f"{len(ids)} ids and vectors of shape {vectors.shape}, want finite [n, {self.dim}]")
-        if any("\n" in i for i in ids):
-            raise ValueError("an id must not contain a line break")
-        with self._lock:
-            if self._folder:
-                self._append("vectors.f32", vectors.tobytes())
-                try:
-                    self._append("ids.txt", "".join(f"{i}\n" for i in ids).encode())
-                except OSError:  # neither or both: the next row must not take this one's vector
-                    os.truncate(self._folder / "vectors.f32", len(self) * 4 * self.dim)
-                    raise
-            self._ids += ids
-            self._index.add(vectors)
-            return self.version
+        """Append float32[n, dim] under `ids` (no line breaks; an id that is there already gets another row); durable when it returns. The new version.
+
+        Raises ValueError for what is not finite or of another shape, OSError when the disk is full: none is added then."""
+        return self._append(ids, self._checked(vectors, len(ids)))
 
     def restore(self, ids: Sequence[str], vectors: np.ndarray) -> None:
         "Rows of an index that is kept elsewhere, float32[n, dim] of unit length, bit by bit: they are not scaled again."
         if self._folder or vectors.shape != (len(ids), self.dim) or vectors.dtype != np.float32:
             raise ValueError(f"an index in memory takes float32[{len(ids)}, {self.dim}] as it is, not {vectors.dtype}{list(vectors.shape)}")
-        with self._lock:
-            self._ids += ids
-            self._index.add(vectors)
+        self._append(ids, vectors)
 
-    def _append(self, name: str, data: bytes) -> None:
-        path = self._folder / name
-        before = path.stat().st_size if path.exists() else 0
-        try:
-            with open(path, "ab") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:  # a full disk
-            os.truncate(path, before)
-            raise
+    def _append(self, ids: Sequence[str], vectors: np.ndarray) -> int:
+        with self._lock:
+            self._rows.append(ids, vectors)
+            self._copy.follow()
+            return self.version
+
+    def remove(self, ids: Collection[str]) -> int:
+        "Take down all rows of these ids, durably, from every version: how many. Raises ValueError naming ids that are not there; none is taken down then."
+        with self._lock:
+            return self._rows.remove(ids)
+
+    def compact(self) -> None:
+        "Rewrite the files without what was taken down; versions stay. Needs room for a second copy; raises OSError and changes nothing without it."
+        with self._lock:
+            self._rows.compact()
+            self._copy.shrink()
+
+    def snapshot(self) -> Path | None:
+        "Write the compressed copy to the folder, so that the next opening need not make it again: the file; None when there is none. Raises OSError."
+        return self._copy.snapshot()
+
+    def wait(self) -> bool:
+        "Wait for a compressed copy that is being made. Whether there is one now."
+        return self._copy.wait()
 
     def query(self, vectors: np.ndarray, exclude: Collection[str] = (), version: int | None = None) -> Neighbours:
-        "Novelty of float32[n, dim] against the first `version` rows (None: all) but those of `exclude`. An empty index answers 1.0."
-        vectors = unit(np.atleast_2d(vectors))
-        with self._lock:
-            return self._nearest(vectors, exclude, min(len(self), len(self) if version is None else version))
+        """Novelty of float32[n, dim] against the first `version` rows (None: all) but those of `exclude`. Where nothing is left to meet: 1.0.
 
-    def _nearest(self, vectors: np.ndarray, exclude: Collection[str], version: int) -> Neighbours:
-        hidden = sum(i in exclude for i in self._ids[:version]) if exclude else 0
-        if version == hidden:
-            return Neighbours(np.ones(len(vectors), np.float32), (None,) * len(vectors), version)
-        early = faiss.SearchParameters(sel=faiss.IDSelectorRange(0, version)) if version < len(self) else None  # type: ignore[call-arg]
-        cosine, row = self._index.search(vectors, hidden + 1, params=early)
-        novelty, nearest = np.ones(len(vectors), np.float32), []
-        for i in range(len(vectors)):
-            best = next(k for k in range(hidden + 1) if self._ids[row[i, k]] not in exclude)
-            novelty[i] = 1 - cosine[i, best]
-            nearest.append(self._ids[row[i, best]])
-        return Neighbours(np.clip(novelty, 0, 2), tuple(nearest), version)
+        Never below the exact one. Raises ValueError for vectors of another dimension or not finite."""
+        vectors = self._checked(vectors)
+        with self._lock:
+            self._rows.refresh()
+            version = self.version if version is None else min(version, self.version)
+            counts = self._rows.counting(version, exclude)
+            near = self._copy.propose(vectors, counts)
+            found = [self._nearest(vector, positions) for vector, positions in zip(vectors, near)]
+        novelty = np.array([1.0 - cosine for cosine, _ in found], np.float32)
+        return Neighbours(np.clip(novelty, 0, 2), tuple(name for _, name in found), version)
+
+    def _checked(self, vectors: np.ndarray, count: int | None = None) -> np.ndarray:
+        vectors = np.atleast_2d(np.asarray(vectors, np.float32))
+        if vectors.shape != (len(vectors) if count is None else count, self.dim) or not np.isfinite(vectors).all():
+            ids = "" if count is None else f"{count} ids and "
+            raise ValueError(f"{ids}vectors of shape {vectors.shape}, want finite [n, {self.dim}]")
+        return unit(vectors)
+
+    def _nearest(self, vector: np.ndarray, positions: np.ndarray) -> tuple[float, str | None]:
+        "Cosine and id of the nearest of some rows, the earliest of equals; 0 and None of none."
+        if not len(positions):
+            return 0.0, None
+        rows = self._rows.vectors[positions].astype(np.float32)
+        rough = rows @ vector
+        close = np.flatnonzero(rough >= rough.max() - slack(self.dim))
+        cosines = rows[close].astype(np.float64) @ vector
+        best = close[np.argmax(cosines >= cosines.max() - 1e-12)]
+        return exact_cosine(vector, rows[best]), self._rows.name(int(positions[best]))
 
     def nearest_rows(self, vectors: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Nearest row int64[n] (the earliest of equals; -1: none counts) and its exactly rounded cosine float64[n].
+        """Nearest row int64[n] (its number; the earliest of equals; -1: none counts) and its exactly rounded cosine float64[n].
 
-        `vectors` float32[n, dim] of unit length, taken as they are; `counts` bool[m] says which of the first m rows count. The same rows give the same
-        answer on any machine, however large the index has become since.
+        `vectors` float32[n, dim] of unit length, taken as they are; `counts` bool[m] says which of the first m rows count. Every row is read: the same
+        rows give the same answer on any machine, however large the index has become since.
         """
-        number = int(counts.sum())
-        rows, cosines = np.full(len(vectors), -1), np.zeros(len(vectors))
-        if number:
-            marks = np.packbits(counts, bitorder="little")
-            only = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(len(marks), faiss.swig_ptr(marks)))  # type: ignore[call-arg]
-            with self._lock:
-                found = self._candidates(vectors, only, number)
-                for i, (vector, near) in enumerate(zip(vectors, found)):
-                    exact = {int(row): exact_cosine(vector, np.asarray(self._index.reconstruct(int(row)))) for row in near}
-                    rows[i] = min(exact, key=lambda row: (-exact[row], row))
-                    cosines[i] = exact[rows[i]]
-        return rows, cosines
-
-    def _candidates(self, vectors: np.ndarray, only: faiss.SearchParameters, number: int) -> Iterator[np.ndarray]:
-        "For each vector the rows among which the nearest must be: FAISS rounds in float32, by at most dim · 2⁻²⁴ on either side."
-        width = min(8, number)
-        rough, found = self._index.search(vectors, width, params=only)
-        for i, vector in enumerate(vectors):
-            least = float(rough[i, 0]) - 2 * self.dim * 2.0**-24
-            near = found[i][rough[i] >= least]
-            if len(near) == width < number:  # more may be as close
-                near = self._index.range_search(vector[None], least, params=only)[2]
-            yield near
+        numbers, cosines = np.full(len(vectors), -1), np.zeros(len(vectors))
+        with self._lock:
+            self._rows.refresh()
+            there = self._rows.counting(len(counts))
+            there &= counts[self._rows.numbers(np.arange(len(there)))]
+            for i, positions in enumerate(scan(vectors, self._rows.vectors, there)):
+                exact = {int(p): exact_cosine(vectors[i], self._rows.vectors[p].astype(np.float32)) for p in positions}
+                if exact:
+                    best = min(exact, key=lambda p: (-exact[p], p))
+                    numbers[i], cosines[i] = self._rows.numbers(np.array([best]))[0], exact[best]
+        return numbers, cosines

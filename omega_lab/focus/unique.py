@@ -18,27 +18,34 @@ from ..novelty import NoveltyIndex
 
 # %% ../../nbs/13l_focus_unique.ipynb #bce0438b
 class Indexes:
-    "The three indexes below `folder` (None: in memory). One process at a time; the book sees to that."
+    "The three indexes below `folder` (None: in memory). Processes take turns; the book sees to that."
 
     def __init__(self, folder: str | Path | None):
         self.folder = Path(folder) if folder else None
         dims = {"task": WIDTH, "description": WIDTH, "video": VIDEO_DIM}
-        self._gone = self.folder / "gone.txt" if self.folder else None
         self.parts = {name: NoveltyIndex(self.folder / name if self.folder else None, dim) for name, dim in dims.items()}
+        self._forget_listed()
 
     def measure(self, recording: str, task: Task, video: np.ndarray, description: str = "") -> Uniqueness:
         "How new a recording is; without a description that part has no number."
         vectors = {"task": _text(task), "video": video[None]} | ({"description": sentence_vectors([description])} if description else {})
-        gone = set(self._gone.read_text().split()) if self._gone and self._gone.exists() else set()
-        found = {name: self.parts[name].query(vector, exclude={recording, *gone}) for name, vector in vectors.items()}
+        found = {name: self.parts[name].query(vector, exclude={recording}) for name, vector in vectors.items()}
         return Uniqueness(**{name: round(float(near.novelty[0]), 6) for name, near in found.items()}, nearest=found["video"].nearest[0] or "",
                           versions=tuple(part.version for part in self.parts.values()))
 
     def forget(self, recording: str) -> None:
-        "Let nothing be held against a recording that its owner took back."
-        if self._gone:
-            with open(self._gone, "a") as file:
-                file.write(f"{recording}\n")
+        "Let nothing be held against a recording that its owner took back. One that never entered is forgotten already."
+        for part in self.parts.values():
+            if recording in part:
+                part.remove([recording])
+
+    def _forget_listed(self) -> None:
+        "Earlier versions only listed what was taken back, in gone.txt."
+        gone = self.folder / "gone.txt" if self.folder else None
+        if gone and gone.exists():
+            for recording in gone.read_text().split():
+                self.forget(recording)
+            gone.unlink(missing_ok=True)
 
     def add(self, recording: str, task: Task, video: np.ndarray, description: str) -> None:
         "Enter a submitted recording, once; what a kill left half entered is completed."
