@@ -173,8 +173,8 @@ class ScoringSettings(Section):
     max_chunks: int = Field(50, ge=1, description="more chunks than this: clip dropped")
     max_overlap: float = Field(0.5, ge=0, le=1, description="more shared seconds than this, over the shorter of two ranges of one video: same footage")
     max_copied: float = Field(0.36, ge=0, le=1, description="a larger share of frames that are those of a known clip: same footage")
-    usual_failures: float = Field(0.05, gt=0, lt=1, description="share of failing fetches that is granted to every miner")
-    failure_chance: float = Field(0.001, gt=0, lt=1, description="a miner whose failing fetches are less likely than this by chance counts as not answering")
+    usual_failures: float = Field(0.03, gt=0, lt=1, description="share of failing fetches that is granted to every miner")
+    failure_chance: float = Field(0.002, gt=0, lt=1, description="a miner whose failing fetches are less likely than this by chance counts as not answering")
     chunk_tokens: int = Field(60, ge=8, description="longest caption chunk, CLIP tokens")
 
 # %% ../nbs/00_settings.ipynb #3c0f30c7

@@ -34,13 +34,14 @@ from ..validation import choose_checks, response_seed
 # %% ../../nbs/15c_lab_simulate.ipynb #6076eb0e
 @dataclass(frozen=True)
 class Rates:
-    "How well the parts see that the simulation replaces by coins, as measured: `data/captions.csv` and `data/footage.csv`."
-    stuffed_seen: float = 0.9  # a caption of which at least half is padding is called stuffed with enough confidence to punish
-    honest_stuffed: float = 0.0003  # an honest one is
-    padding_counts: float = 0.15  # share of the padding that counts as supported all the same
-    copy_seen: float = 0.97  # frames under another id are recognised
-    copy_false: float = 0.001  # other frames are taken for known ones
-    gone: float = 0.0005  # a clip was taken away between the answer and the fetch
+    "How well the parts see that the simulation replaces by coins: what was measured on held-out captions and clips."
+    list_seen: float = 1.0  # a caption padded with a list of topic words is punished: 111 of 111 keywords, hash tags, word fields
+    text_seen: float = 0.027  # one padded with running text: 1 of 37; it earns nothing by it
+    padding_counts: float = 0.0  # share of the padding that counts as supported: in the median none
+    honest_stuffed: float = 0.0  # an honest one is punished: 0 of 688, which leaves up to 0.6 % open
+    copy_seen: float = 0.977  # frames under another id, changed in two ways, are recognised: 170 of 174
+    copy_false: float = 0.0  # other frames are taken for known ones: 0 of 1406
+    gone: float = 0.0005  # a clip was taken away between the answer and the fetch: an assumption
 
 # %% ../../nbs/15c_lab_simulate.ipynb #2fb99d33
 @dataclass
@@ -148,7 +149,8 @@ class Field:
         n, r = len(offers), self.rates
         novelty = 1 - (offers.sent[:, 0] @ index.T).max(1) if len(index) else np.ones(n)
         coins = self.rng.random((n, 2))
-        punishable = coins[:, 0] < np.where(offers.padding > 0.02, r.stuffed_seen * np.minimum(1, 2 * offers.padding), r.honest_stuffed)
+        seen_as = offers.listed * r.list_seen + (1 - offers.listed) * r.text_seen
+        punishable = coins[:, 0] < np.where(offers.padding > 0, seen_as * np.minimum(1, 2 * offers.padding), r.honest_stuffed)
         supported = offers.tokens * (1 - offers.padding * (1 - r.padding_counts))
         bad = (offers.padding * offers.tokens / 120).astype(int)  # half of the chunks of 60 tokens
         seen = []

@@ -39,6 +39,7 @@ class Offers:
     fetchable: np.ndarray  # float[n], chance that our fetch succeeds
     tokens: np.ndarray  # int[n], unique tokens of the caption
     padding: np.ndarray  # float[n], share of them that nothing supports
+    listed: np.ndarray  # float[n], share of the padding that is a list of the topic's own words, not running text
     text: np.ndarray  # float[n], cosine of caption and topic in a text-only space
     original: tuple[str | None, ...]  # whose frames they are, when under another id
     cost: float
@@ -97,7 +98,7 @@ def honest_clips(ask: Ask, n: int, looked_at: int) -> Offers:
     vectors = found[np.argsort(-expected(found, ask.query))[:n]]
     start = ask.rng.integers(0, 180, n)
     offers = Offers(ask.published.new_ids(n), start, start + ask.rng.integers(20, 110, n), vectors, vectors, np.ones(n, bool), np.full(n, 0.98),
-                    np.clip(ask.rng.normal(110, 30, n), 20, 300).astype(int), np.zeros(n), ask.rng.normal(0.45, 0.08, n).clip(0, 1), (None,) * n,
+                    np.clip(ask.rng.normal(110, 30, n), 20, 300).astype(int), np.zeros(n), np.zeros(n), ask.rng.normal(0.45, 0.08, n).clip(0, 1), (None,) * n,
                     ask.costs.answer + n * ask.costs.clip)
     return _found_before(ask, offers)
 
@@ -159,13 +160,13 @@ class Stuffer:
         vectors[:, 2] = unit(vectors[:, 2] + padding[:, None] * drift)
         text = np.minimum(0.85, plain.text + 0.35 * padding * self.on_topic)
         return replace(plain, sent=vectors, true=vectors, tokens=(plain.tokens + self.words).astype(int), padding=padding, text=text,
-                       cost=plain.cost + len(plain) * ask.costs.words)
+                       listed=np.full(len(plain), self.on_topic), cost=plain.cost + len(plain) * ask.costs.words)
 
 # %% ../../nbs/15b_lab_strategies.ipynb #2080c9a5
 def repeated(offers: Offers, times: int) -> Offers:
     "Each clip of an answer so many times."
     n = np.tile(np.arange(len(offers)), times)
-    arrays = {name: getattr(offers, name)[n] for name in ("start", "end", "sent", "true", "exists", "fetchable", "tokens", "padding", "text")}
+    arrays = {name: getattr(offers, name)[n] for name in ("start", "end", "sent", "true", "exists", "fetchable", "tokens", "padding", "listed", "text")}
     return replace(offers, videos=tuple(offers.videos[i] for i in n), original=tuple(offers.original[i] for i in n), **arrays)
 
 
