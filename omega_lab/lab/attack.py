@@ -34,9 +34,9 @@ def policies(settings: Settings = Settings()) -> dict[str, Settings]:
 class Scene:
     "How a comparison is played."
     miners: int = 100
-    rounds: int = 200
+    rounds: int = 400  # of one policy and share; each miner answers `sample / miners` of them
     sample: int = 20
-    search_rounds: int = 60
+    search_rounds: int = 150  # of each try of the search, with at most 30 miners, 10 asked
     tries: int = 10
     pool: Pool | None = None  # None: a synthetic one of the seed
     rates: Rates = Rates()
@@ -46,8 +46,12 @@ class Scene:
         "The same on other clips."
         return replace(self, pool=pool)
 
+    def small(self) -> "Scene":
+        "For the search."
+        return replace(self, miners=min(self.miners, 30), sample=min(self.sample, 10))
 
-QUICK = Scene(miners=30, rounds=80, sample=10, search_rounds=30, tries=6)
+
+QUICK = Scene(miners=30, rounds=150, sample=10, search_rounds=60, tries=5)
 
 
 def _match(strategy: Strategy, share: float, settings: Settings, scene: Scene, rounds: int, seed: int):
@@ -75,7 +79,7 @@ def tune(strategy: Strategy, settings: Settings, scene: Scene = Scene(), seed: i
         late = k >= scene.tries // 2
         centre = {name: getattr(best, name) if late else (low + high) / 2 for name, (low, high) in strategy.bounds.items()}
         candidate = strategy if k == 0 else _vary(strategy, centre, 0.5 if late else 2.0, rng)
-        gain = advantage(_match(candidate, share, settings, scene, scene.search_rounds, seed + 1), "cheat")[0]
+        gain = advantage(_match(candidate, share, settings, scene.small(), scene.search_rounds, seed + 1), "cheat")[0]
         if gain > most:
             best, most = candidate, gain
     return best
@@ -129,7 +133,7 @@ def _one(task: tuple[str, str, Settings, Scene, Sequence[float], int]) -> list[d
     chosen = ", ".join(f"{key} {getattr(strategy, key):.2f}" for key in strategy.bounds)
     rows = []
     for share in shares:
-        rounds = scene.rounds * (3 if share < 0.1 else 1)  # of a few miners much less is seen in a round
+        rounds = scene.rounds * (2 if share < 0.1 else 1)  # of a few miners much less is seen in a round
         played = _match(strategy, share, settings, scene, rounds, seed + 1000)
         mean, low, high = advantage(played, "cheat")
         rows.append({"strategy": name, "rules": rules, "cheats": share, "advantage": mean, "low": low, "high": high, "tuned": chosen,

@@ -186,11 +186,11 @@ def all_cosines(vectors: np.ndarray, query: np.ndarray) -> Cosines:
     "Cosines of float[n, 3, dim] vectors of any length and a query, float[dim]; with a vector of zeros they are 0."
     rows, query = np.asarray(vectors, np.float64), np.asarray(query, np.float64)
     length, of_query = np.sqrt(np.einsum("nmd,nmd->nm", rows, rows)), math.sqrt(query @ query) or math.inf
-    length[length == 0] = np.inf
-    video, media = rows[:, 0], length[:, :2]
-    return Cosines(np.round(video @ video.T / np.outer(length[:, 0], length[:, 0]), 9),
-                   np.round(np.einsum("nmd,nd->nm", rows[:, :2], rows[:, 2]) / media / length[:, 2:], 9),
-                   np.round(rows[:, :2] @ query / media / of_query, 9))
+    if not length.all():
+        length[length == 0] = np.inf
+    video, media = rows[:, 0] / length[:, :1], length[:, :2]
+    return Cosines((video @ video.T).round(9), (np.einsum("nmd,nd->nm", rows[:, :2], rows[:, 2]) / media / length[:, 2:]).round(9),
+                   (rows[:, :2] @ query / media / of_query).round(9))
 
 # %% ../../nbs/06a_scoring_video.ipynb #d81b4c0d
 @lru_cache(maxsize=64)
@@ -200,7 +200,7 @@ def _later(n: int) -> np.ndarray:
 
 def _later_cosine(cosine: np.ndarray) -> np.ndarray:
     "float[n], largest of each row of float[n, n] cosines right of the diagonal; −1 for the last."
-    return np.where(_later(len(cosine)), cosine, -1.0).max(1, initial=-1)
+    return cosine.max(1, initial=-1, where=_later(len(cosine)))
 
 
 def near_duplicates(
@@ -317,13 +317,18 @@ def _index_novelty(alive: list[int], local: list[float], clips: tuple[ClipEviden
     return answers + [0.0] * (len(alive) - len(asked))  # those behind the end of a short list are lost
 
 
+def _among(cosine: np.ndarray, rows: list[int]) -> np.ndarray:
+    "The cosines between some of the clips."
+    return cosine if len(rows) == len(cosine) else cosine[rows][:, rows]
+
+
 def _check_novelty(table: _Table, clips: tuple[ClipEvidence, ...], cosine: np.ndarray, t: LatentThresholds, faults: Faults) -> None:
     "Drop near-duplicates within the response, then what is not new."
-    alive = np.array(table.alive, dtype=int)
-    for i in alive[near_duplicates(cosine[alive][:, alive], t.near_duplicate)]:
-        table.drop(i, "near-duplicate of a later clip of the response")
+    alive = table.alive
+    for k in np.flatnonzero(near_duplicates(_among(cosine, alive), t.near_duplicate)):
+        table.drop(alive[k], "near-duplicate of a later clip of the response")
     left = table.alive
-    among = local_novelty(cosine[left][:, left]).tolist()
+    among = local_novelty(_among(cosine, left)).tolist()
     for i, local, indexed in zip(left, among, _index_novelty(left, among, clips, t, faults)):
         novelty = min(local, indexed)
         table.numbers[i]["novelty"] = novelty
