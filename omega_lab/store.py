@@ -101,6 +101,17 @@ MIGRATIONS = [[
 ], [
     """create table purchases(round bigint, hotkey varchar, recordings integer not null, spent_rao bigint not null, total_rao bigint not null,
        share double not null, told_at timestamp not null, primary key (round, hotkey))""",
+], [
+    """create table audio_rounds(round bigint primary key, topic varchar not null, query varchar not null, seed ubigint not null,
+       started_at timestamp not null, ended_at timestamp not null, block bigint not null, num_audios integer not null,
+       encoder varchar not null, diarizer varchar not null, thresholds json not null, settings_hash varchar not null, settings json not null)""",
+    """create table audio_responses(round bigint, hotkey varchar, uid integer not null, status varchar not null,
+       detail varchar not null, seconds double not null, received_at timestamp not null, body_sha256 varchar not null,
+       outcome varchar not null, reason varchar not null, reward double, average double not null, wire varchar not null, receipt varchar not null,
+       evidence json not null, primary key (round, hotkey))""",
+    """create table audio_clips(round bigint, hotkey varchar, position integer, video_id varchar not null, views bigint not null,
+       start_time integer not null, end_time integer not null, accepted boolean not null, reason varchar not null, relevance double,
+       wav_sha256 varchar not null, turns json not null, primary key (round, hotkey, position))""",
 ]]
 
 # %% ../nbs/08_store.ipynb #80872224

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['NOISE_FREE', 'length_problem', 'length_score', 'dominance_score', 'speakers_score', 'signal_to_noise',
-           'background_score', 'Listening', 'AudioClipEvidence', 'AudioEvidence', 'quality_score', 'diarization_score',
-           'total_score', 'clip_problem', 'forgery', 'score_audio_response', 'no_audio_answer']
+           'background_score', 'Listening', 'AudioClipEvidence', 'AudioEvidence', 'listen', 'quality_score',
+           'diarization_score', 'total_score', 'clip_problem', 'forgery', 'score_audio_response', 'no_audio_answer']
 
-# %% ../../nbs/06b_scoring_audio.ipynb #2d74dcee
-from collections.abc import Mapping
+# %% ../../nbs/06b_scoring_audio.ipynb #ccb5e277
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..embedding.diarizer import Turn, covered, diarization_error, overlapped, speaking_times
 from ..novelty import unit
 from .video import ClipVerdict, LatentThresholds, Outcome, Record, SpotCheck, Verdict
 from ..settings import AudioSettings
@@ -101,6 +102,21 @@ class AudioEvidence(Record):
     clips: tuple[AudioClipEvidence, ...]
     picked: int | None = None  # position of the clip that was listened to
     listening: Listening | None = None
+
+# %% ../../nbs/06b_scoring_audio.ipynb #21355bb2
+def listen(
+    samples: np.ndarray,  # float32[n], mono
+    rate: int,  # samples per second
+    heard: Sequence[Turn],  # by the one who listens
+    said: Sequence[Turn],  # by the one who sent the sound
+) -> Listening:
+    "What two diarizations of a sound, and the sound itself, come to. ValueError without samples."
+    if not len(samples):
+        raise ValueError("no sound to listen to")
+    seconds = len(samples) / rate
+    return Listening(seconds=seconds, speech=covered(t[:2] for t in heard), speaking=speaking_times(heard), snr=signal_to_noise(samples, rate),
+                     error=diarization_error(said, heard, seconds), said=covered(t[:2] for t in said), overlap=overlapped(said),
+                     turns=tuple((t.start, t.end, t.speaker) for t in heard))
 
 # %% ../../nbs/06b_scoring_audio.ipynb #9a474e16
 def quality_score(heard: Listening, s: AudioSettings) -> float:
