@@ -127,7 +127,7 @@ def read_rttm(path: str | Path) -> tuple[Turn, ...]:
 # %% ../../nbs/04d_embedding_diarizer.ipynb #cd232e3c
 def plot_turns(axis, rows: Sequence[tuple[str, Iterable[Turn]]]) -> None:
     "Draw turns, one line per row and speaker, a colour for each speaker of a row."
-    labels = []
+    labels: list[str] = []
     for name, turns in rows:
         turns = tuple(turns)
         for n, speaker in enumerate(sorted({t.speaker for t in turns})):

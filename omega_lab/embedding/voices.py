@@ -90,7 +90,7 @@ class VoiceEncoder(torch.nn.Module):
 
 
 @functools.lru_cache(maxsize=2)
-def voice_encoder(data_dir: str | os.PathLike = "data") -> tuple[VoiceEncoder, str]:
+def voice_encoder(data_dir: str = "data") -> tuple[VoiceEncoder, str]:
     "The encoder and the SHA-256 of its weights, fetched once with a pinned hash. SampleError when they cannot be had."
     path = fetch_archive("Resemblyzer", data_dir) / "voices.pt"
     return VoiceEncoder(torch.load(path, map_location="cpu", weights_only=True)["model_state"]), file_sha256(path)
@@ -155,7 +155,7 @@ class VoicesDiarizer:
     name = "voices"
 
     def __init__(self, data_dir: str | os.PathLike = "data"):
-        self.encoder, weights = voice_encoder(data_dir)
+        self.encoder, weights = voice_encoder(os.fspath(data_dir))
         constants = (CODE, ON, OFF, GAP, SHORTEST, BANDS, WIDE, HOP, LOUDNESS, WINDOW, STRIDE, APART, FEWEST)
         self.revision = hashlib.sha256(f"{weights}{constants}".encode()).hexdigest()[:12]
 
