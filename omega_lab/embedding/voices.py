@@ -11,6 +11,7 @@ __all__ = ['STEP', 'ON', 'OFF', 'GAP', 'SHORTEST', 'BANDS', 'WIDE', 'HOP', 'LOUD
 import functools
 import hashlib
 import os
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,13 +28,24 @@ STEP = 512 / RATE  # seconds, of the detector
 ON, OFF, GAP, SHORTEST = 0.5, 0.35, 0.1, 0.1  # speech begins above, ends below; pauses and bursts shorter than these (seconds) are none
 
 
+_LISTENING = threading.Lock()  # the detector remembers what it heard: one sound at a time
+
+
+@functools.lru_cache(maxsize=1)
+def _own_detector() -> torch.jit.ScriptModule:
+    "Another one than the encoder's, which may be listening to something else at this moment."
+    return _voice_detector.__wrapped__()
+
+
 @torch.inference_mode()
 def speech_odds(samples: np.ndarray) -> np.ndarray:
     "float[n / 512]: how likely somebody speaks in each step of 32 ms of float32[n] samples at 16 kHz."
-    detector, steps = _voice_detector(), len(samples) // 512
-    detector.reset_states()
+    steps = len(samples) // 512
     parts = torch.from_numpy(np.ascontiguousarray(samples[:steps * 512])).view(steps, 1, 512)
-    return np.array([detector(part, RATE).item() for part in parts])
+    with _LISTENING:
+        detector = _own_detector()
+        detector.reset_states()
+        return np.array([detector(part, RATE).item() for part in parts])
 
 # %% ../../nbs/04e_embedding_voices.ipynb #dedd7a69
 def speech_spans(odds: np.ndarray) -> list[tuple[float, float]]:
