@@ -29,8 +29,17 @@ from omega_lab.miner.server import make_app
 from omega_lab.miner.work import MinerParts, StakeQueue
 from omega_lab.protocol import AUDIOS_PATH, AudioClip, AudioRequest, AudioResponse, WireError, parse_audio_response
 from omega_lab.samples import fetch_archive, golden_path
-from omega_lab.scoring.audio import (AudioClipEvidence, AudioEvidence, Listening, diarization_score, length_problem, quality_score,
-                                     score_audio_response, signal_to_noise, speakers_score)
+from omega_lab.scoring.audio import (
+    AudioClipEvidence,
+    AudioEvidence,
+    Listening,
+    diarization_score,
+    length_problem,
+    quality_score,
+    score_audio_response,
+    signal_to_noise,
+    speakers_score,
+)
 from omega_lab.scoring.video import LatentThresholds, SpotCheck
 from omega_lab.settings import AudioSettings, Settings, load_settings
 from omega_lab.sources import FolderSource
