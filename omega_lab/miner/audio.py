@@ -109,6 +109,9 @@ def prepare_sound(source: Source, encoder: Encoder, diarizer: Diarizer, shelf: S
             shelf.finish(hit.id)
         except (SourceError, ValueError) as error:
             problems.append(f"{hit.title}: {error}")
+    if STOPPED not in problems:
+        for topic in (t for t in found.topics if not shelf.knows(t)):
+            shelf.finish(f"topic {' '.join(topic.split())}")
     return Prepared(len(shelf.read()) - before, len(shelf.read()), tuple(problems), tuple(found.queries))
 
 # %% ../../nbs/11m_miner_audio.ipynb #27ec48a7
@@ -190,7 +193,7 @@ def sound_now(parts: MinerParts, request: AudioRequest, caller: str, until: floa
     a, s = parts.audio, parts.settings
     if a is None:
         raise ValueError("[tasks] audio is 0: there is no sound to answer with")
-    if a.choose(request, caller).is_empty():
+    if (parts.source.endless and not a.shelf.knows(request.query)) or a.choose(request, caller).is_empty():
         try:
             prepare_sound(parts.source, a.encoder, a.diarizer, a.shelf, [request.query], s.audio, request.num_audios, s.source.fetch_first, until)
         except OSError as error:
