@@ -28,7 +28,6 @@ from omega_lab.settings import AudioSettings, Settings
 from omega_lab.validator.audio import loudness_correlation
 from omega_lab.wav import RATE, WavError, decode_wav, encode_wav
 
-TAO = 10**9
 S, T = AudioSettings(), LatentThresholds()
 HEARD = Listening(seconds=64, speech=48, speaking={"a": 32, "b": 16}, snr=20, error=0.25, said=50, overlap=1)
 

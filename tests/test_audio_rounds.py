@@ -147,7 +147,8 @@ def test_sdk_dendrite_is_sent_sound(sdk, tools, podcast, shelf, tmp_path):
 
 def test_sdk_axon_sends_sound(sdk, tmp_path):
     clip = {"video_id": "dQw4w9WgXcQ", "views": 1, "start_time": 0, "end_time": 60, "audio_emb": [1.0, 0.0],
-            "audio_bytes": to_text(encode_wav(np.zeros(RATE, np.float32))), "diar_timestamps_start": [0.0], "diar_timestamps_end": [60.0], "diar_speakers": ["a"]}
+            "audio_bytes": to_text(encode_wav(np.zeros(RATE, np.float32))), "diar_timestamps_start": [0.0], "diar_timestamps_end": [60.0],
+            "diar_speakers": ["a"]}
     with running("serve", 120, uri="//Old//hot", folder=str(tmp_path), allowed=[KEYS["Validator"].ss58_address], clips=[], audios=[clip]) as said:
         until, answer = time.monotonic() + 20, None
         while (answer is None or answer.status == "no answer") and time.monotonic() < until:
