@@ -196,6 +196,10 @@ class AudioSettings(Section):
     minimum: float = Field(0.005, ge=0, description="least reward of a response that is not punished; also that of no answer")
     punishment: float = Field(-5.0, le=0, description="reward of a response caught with a forgery")
 
+    def query(self, topic: str) -> str:
+        "What is asked for a topic: the topic and the suffix."
+        return f"{topic} {self.suffix}".strip()
+
 # %% ../nbs/00_settings.ipynb #3c0f30c7
 class TasksSettings(Section):
     "How the miners' weight is shared between the tasks; the videos get the rest."

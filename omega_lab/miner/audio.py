@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'sound_ranges', 'sound_schema', 'open_sound_shelf', 'keep_wav', 'sound_row', 'sound_rows', 'prepare_sound',
-           'asked_for', 'sound_clip', 'AudioAnswerer', 'open_audio', 'open_diarizer', 'sound_now', 'answer_sound']
+           'sound_clip', 'AudioAnswerer', 'open_audio', 'sound_now', 'answer_sound']
 
 # %% ../../nbs/11m_miner_audio.ipynb #5518caec
 import hashlib
@@ -22,7 +22,7 @@ import polars as pl
 
 from ..chain.network import Neuron
 from ..embedding.base import Encoder
-from ..embedding.diarizer import Diarizer, get_diarizer
+from ..embedding.diarizer import Diarizer, open_diarizer
 from ..media import audio, probe
 from .answer import TooLate, append_line, mend_log, read_log
 from .language import Augmenter
@@ -114,12 +114,7 @@ def prepare_sound(source: Source, encoder: Encoder, diarizer: Diarizer, shelf: S
             shelf.finish(f"topic {' '.join(topic.split())}")
     return Prepared(len(shelf.read()) - before, len(shelf.read()), tuple(problems), tuple(found.queries))
 
-# %% ../../nbs/11m_miner_audio.ipynb #27ec48a7
-def asked_for(topic: str, s: AudioSettings) -> str:
-    "The query of the audio task for a topic: the topic and, say, the word podcast."
-    return f"{topic} {s.suffix}".strip()
-
-
+# %% ../../nbs/11m_miner_audio.ipynb #aec9c651
 def sound_clip(row: dict) -> AudioClip:
     "A row of the shelf as a clip of the wire. OSError when its sound is gone."
     return AudioClip(video_id=row["video_id"], views=row["views"], start_time=row["start_time"], end_time=row["end_time"], audio_emb=row["audio_emb"],
@@ -180,12 +175,6 @@ def open_audio(settings: Settings, state: str | Path, encoder: Encoder) -> Audio
         return None
     diarizer = open_diarizer(settings)
     return AudioAnswerer(open_sound_shelf(state, encoder, diarizer), encoder, diarizer, Path(state) / "audio_answers.jsonl", settings.audio)
-
-
-def open_diarizer(settings: Settings) -> Diarizer:
-    "The diarizer that `[audio] diarizer` names; the embedded one keeps its weights in `[paths] data`."
-    name = settings.audio.diarizer
-    return get_diarizer(name, **({"data_dir": settings.paths.data} if name == "voices" else {}))
 
 # %% ../../nbs/11m_miner_audio.ipynb #42ac0025
 def sound_now(parts: MinerParts, request: AudioRequest, caller: str, until: float, claim: Callable[[], bool]) -> AudioResponse:

@@ -21,9 +21,8 @@ import numpy as np
 import polars as pl
 
 from ..embedding.base import Encoder
-from ..embedding.diarizer import Diarizer, Turn
+from ..embedding.diarizer import Diarizer, Turn, open_diarizer
 from ..media import MediaError, audio, file_sha256, probe
-from ..miner.audio import asked_for, open_diarizer
 from ..novelty import unit
 from ..protocol import AudioClip, AudioRequest, WireError, parse_audio_response
 from ..scoring.audio import AudioClipEvidence, AudioEvidence, clip_problem, listen
@@ -217,7 +216,7 @@ def run_audio_round(v: Validator, topic: str, diarizer: Diarizer | None = None) 
     examiner = AudioExaminer(v.encoder, diarizer or open_diarizer(s), s.audio, s.checks, heard_so_far(v.store))
     seed = random.SystemRandom().getrandbits(63)  # drawn before any answer is seen
     serving = serving_miners(metagraph, v.wallet.hotkey.ss58_address, int(s.validator.max_miner_stake_tao * 10**9), v.chain.local)
-    request = AudioRequest(query=asked_for(topic, s.audio), num_audios=s.audio.num_audios)
+    request = AudioRequest(query=s.audio.query(topic), num_audios=s.audio.num_audios)
     answers = run_async(ask_all(sample(serving, s.validator.sample_size, seed), request, v.wallet.hotkey, s.audio.timeout + s.audio.margin,
                                 s.audio.max_response_bytes, s.validator.wire, v.latent_space, v.wires))
     query = unit(v.encoder.encode_text([request.query])[0])
