@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SettingsError', 'Section', 'NetworkSettings', 'WalletSettings', 'EncoderSettings', 'SourceSettings', 'MinerSettings',
            'LanguageSettings', 'ValidatorSettings', 'ServiceSettings', 'ApiSettings', 'ChecksSettings',
-           'ScoringSettings', 'TasksSettings', 'FocusSettings', 'JudgeSettings', 'RecorderSettings', 'MarketSettings',
-           'BuyerSettings', 'CorpusSettings', 'PathsSettings', 'ScheduleSettings', 'LogSettings', 'UpdateSettings',
-           'Settings', 'settings_file', 'load_settings', 'settings_ini']
+           'ScoringSettings', 'AudioSettings', 'TasksSettings', 'FocusSettings', 'JudgeSettings', 'RecorderSettings',
+           'MarketSettings', 'BuyerSettings', 'CorpusSettings', 'PathsSettings', 'ScheduleSettings', 'LogSettings',
+           'UpdateSettings', 'Settings', 'settings_file', 'load_settings', 'settings_ini']
 
 # %% ../nbs/00_settings.ipynb #75f325d7
 import configparser
@@ -177,6 +177,38 @@ class ScoringSettings(Section):
     failure_chance: float = Field(0.002, gt=0, lt=1, description="a miner whose failing fetches are less likely than this by chance counts as not answering")
     chunk_tokens: int = Field(60, ge=8, description="longest caption chunk, CLIP tokens")
 
+# %% ../nbs/00_settings.ipynb #e9d4ded3
+class AudioSettings(Section):
+    "The audio task (section 3 of the protocol). Part of the audio hash, but for how long and how much is listened to."
+    num_audios: int = Field(4, ge=1, le=16, description="clips asked per topic")
+    suffix: str = Field("podcast", max_length=50, description="word added to a topic when sound is asked for")
+    timeout: float = Field(60.0, gt=0, description="time given to the miners, seconds")
+    margin: float = Field(30.0, ge=0, description="time added to it on the wire, seconds")
+    max_response_bytes: int = Field(16_000_000, ge=10_000, description="largest response read from a miner, bytes")
+    diarizer: str = Field("voices", min_length=1, description="voices (embedded) | pyannote:FOLDER (needs the extra `diarize`) | module:Class of your own")
+    least_seconds: float = Field(5.0, ge=0, description="a range below is no clip at all and not looked at, seconds")
+    most_seconds: float = Field(120.0, gt=0, description="a range above is no clip at all and not looked at, seconds")
+    min_seconds: float = Field(45.0, ge=0, description="shortest clip that earns something, seconds")
+    max_seconds: float = Field(80.0, gt=0, description="longest clip that earns something, seconds")
+    slack: float = Field(1.0, ge=0, description="most by which the sound sent may differ from its range, seconds")
+    diarization_weight: float = Field(0.6, ge=0, le=1, description="weight of 1 - diarization error")
+    length_weight: float = Field(0.1, ge=0, le=1, description="weight of the seconds sent, of num_audios times max_seconds")
+    quality_weight: float = Field(0.2, ge=0, le=1, description="weight of the quality")
+    query_weight: float = Field(0.1, ge=0, le=1, description="weight of the mean cos(audio, query)")
+    speech_weight: float = Field(0.2, ge=0, le=1, description="weight of the speech ratio in the quality")
+    dominance_weight: float = Field(0.2, ge=0, le=1, description="weight of the speaker dominance in the quality")
+    background_weight: float = Field(0.1, ge=0, le=1, description="weight of the background in the quality")
+    speakers_weight: float = Field(0.5, ge=0, le=1, description="weight of the number of speakers in the quality")
+    full_snr: float = Field(50.0, gt=0, description="ratio of signal to noise from which the background is perfect, dB")
+    max_overlap: float = Field(0.3, ge=0, le=1, description="a diarization that says people talk at once for more of its speech than this counts as wrong")
+    same_sound: float = Field(0.5, ge=-1, le=1, description="least correlation of loudness between the sound sent and the original")
+    minimum: float = Field(0.005, ge=0, description="least reward of a response that is not punished; also that of no answer")
+    punishment: float = Field(-5.0, le=0, description="reward of a response caught with a forgery")
+
+    def query(self, topic: str) -> str:
+        "What is asked for a topic: the topic and the suffix."
+        return f"{topic} {self.suffix}".strip()
+
 # %% ../nbs/00_settings.ipynb #3c0f30c7
 class TasksSettings(Section):
     "How the miners' weight is shared between the tasks; the videos get the rest."
@@ -311,6 +343,7 @@ class Settings(Section):
     api: ApiSettings = ApiSettings()
     checks: ChecksSettings = ChecksSettings()
     scoring: ScoringSettings = ScoringSettings()
+    audio: AudioSettings = AudioSettings()
     tasks: TasksSettings = TasksSettings()
     focus: FocusSettings = FocusSettings()
     judge: JudgeSettings = JudgeSettings()
@@ -327,6 +360,12 @@ class Settings(Section):
         "16 hex digits over every section that can change a score: encoder, checks, scoring."
         text = "".join(getattr(self, s).model_dump_json() for s in ("encoder", "checks", "scoring"))
         text += f"{self.validator.num_videos}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def audio_hash(self) -> str:
+        "16 hex digits over every setting that can change the score of an audio response: encoder, checks, audio."
+        audio = self.audio.model_dump_json(exclude={"timeout", "margin", "max_response_bytes"})
+        text = self.encoder.model_dump_json() + self.checks.model_dump_json() + audio
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def focus_hash(self) -> str:
@@ -421,6 +460,10 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError(f"[scoring] short_caption {s.short_caption} is not below long_caption {s.long_caption}")
     if settings.focus.min_seconds > settings.focus.max_seconds:
         raise SettingsError(f"[focus] min_seconds {settings.focus.min_seconds} is above max_seconds {settings.focus.max_seconds}")
+    a = settings.audio
+    if not a.least_seconds <= a.min_seconds <= a.max_seconds <= a.most_seconds:
+        raise SettingsError(f"[audio] least_seconds {a.least_seconds:g}, min_seconds {a.min_seconds:g}, max_seconds {a.max_seconds:g} and most_seconds "
+                            f"{a.most_seconds:g} must grow in this order")
     if t.focus + t.audio > 1:
         raise SettingsError(f"[tasks] focus {t.focus} and audio {t.audio} together exceed 1")
 

@@ -156,6 +156,18 @@ MIGRATIONS = [[
           threshold: (s->>'max_low_chunks')::double}]) as c
        from (select *, evidence as e, evidence->'check' as k from clips) c
        join (select *, settings->'scoring' as s, thresholds as t from rounds) r using (round)) where c.number is not null""",
+], [
+    """create table audio_rounds(round bigint primary key, topic varchar not null, query varchar not null, seed ubigint not null,
+       started_at timestamp not null, ended_at timestamp not null, block bigint not null, num_audios integer not null,
+       encoder varchar not null, diarizer varchar not null, thresholds json not null, settings_hash varchar not null, settings json not null,
+       secret varchar not null)""",
+    """create table audio_responses(round bigint, hotkey varchar, uid integer not null, status varchar not null,
+       detail varchar not null, seconds double not null, received_at timestamp not null, body_sha256 varchar not null,
+       outcome varchar not null, reason varchar not null, reward double, average double not null, wire varchar not null, receipt varchar not null,
+       evidence json not null, primary key (round, hotkey))""",
+    """create table audio_clips(round bigint, hotkey varchar, position integer, video_id varchar not null, views bigint not null,
+       start_time integer not null, end_time integer not null, accepted boolean not null, reason varchar not null, relevance double,
+       wav_sha256 varchar not null, turns json not null, primary key (round, hotkey, position))""",
 ]]
 RULES = 1  # edition of the rules: 1 looks at shared seconds, unverifiable records and supported words
 

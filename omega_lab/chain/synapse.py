@@ -42,16 +42,17 @@ def signed(keypair: Any, text: str) -> str:
     "0x and the signature in hex."
     return f"0x{keypair.sign(text.encode()).hex()}"
 
-# %% ../../nbs/10m_chain_synapse.ipynb #8294961e
-def request_headers(keypair: Any, receiver: str, host: str, port: int, timeout: float, uuid: str = "") -> dict[str, str]:
-    "The headers of a question for `receiver` (ss58) at host:port. Sign each attempt anew."
+# %% ../../nbs/10m_chain_synapse.ipynb #c8ae9fd7
+def request_headers(keypair: Any, receiver: str, host: str, port: int, timeout: float, uuid: str = "", name: str = "Videos",
+                    count: str = "num_videos") -> dict[str, str]:
+    "The headers of a question for `receiver` (ss58) at host:port, of the message `name` whose field `count` says how many. Sign each attempt anew."
     nonce, caller, uuid = time.time_ns(), keypair.ss58_address, uuid or new_uuid()
     own = {"ip": "0.0.0.0", "version": str(SDK_VERSION), "nonce": str(nonce), "uuid": uuid, "hotkey": caller,
            "signature": signed(keypair, request_text(nonce, caller, receiver, uuid))}
-    headers = {"name": "Videos", "timeout": str(float(timeout)), "computed_body_hash": EMPTY_HASH, "header_size": "0", "total_size": "0",
+    headers = {"name": name, "timeout": str(float(timeout)), "computed_body_hash": EMPTY_HASH, "header_size": "0", "total_size": "0",
                "bt_header_axon_ip": host, "bt_header_axon_port": str(port), "bt_header_axon_hotkey": receiver,
-               "bt_header_input_obj_query": "IiI=", "bt_header_input_obj_num_videos": "MA=="}  # "" and 0: placeholders of the fields it requires
-    return headers | {f"bt_header_dendrite_{name}": value for name, value in own.items()}
+               "bt_header_input_obj_query": "IiI=", f"bt_header_input_obj_{count}": "MA=="}  # "" and 0: placeholders of the fields it requires
+    return headers | {f"bt_header_dendrite_{field}": value for field, value in own.items()}
 
 
 def new_uuid() -> str:
@@ -192,10 +193,10 @@ def terminals(headers: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         return {name: whole.get(name, str)(value) if value is not None else None for name, value in found.items()}
     return {"dendrite": side("dendrite"), "axon": side("axon")}
 
-# %% ../../nbs/10m_chain_synapse.ipynb #d4a0a4c6
-def answer_headers(keypair: Any, head: Head | None, status: int, message: str, seconds: float) -> dict[str, str]:
+# %% ../../nbs/10m_chain_synapse.ipynb #f9f61c2c
+def answer_headers(keypair: Any, head: Head | None, status: int, message: str, seconds: float, name: str = "Videos") -> dict[str, str]:
     "The headers of an answer or a refusal; signed when it is known whom it answers."
-    headers = {"name": "Videos", "timeout": str(head.timeout if head else 12.0), "computed_body_hash": EMPTY_HASH, "header_size": "0",
+    headers = {"name": name, "timeout": str(head.timeout if head else 12.0), "computed_body_hash": EMPTY_HASH, "header_size": "0",
                "total_size": "0", "bt_header_axon_status_code": str(status), "bt_header_axon_status_message": message,
                "bt_header_axon_process_time": f"{seconds:.6f}"}
     if head is None:

@@ -125,7 +125,9 @@ class CachedEncoder:
 
     def encode_audio(self, path: str | os.PathLike, start: float | None = None,
                      end: float | None = None) -> np.ndarray | None:
-        return self.encode_clip(path, start, end).audio
+        "From a remembered clip, or else computed alone and not remembered: the file may hold no pictures."
+        entry = self.entry(path, start, end)
+        return read_vectors(entry, self.dim).audio if entry.is_file() else self.encoder.encode_audio(path, start, end)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         return self.encoder.encode_text(texts)

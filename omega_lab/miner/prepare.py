@@ -74,9 +74,9 @@ def shelf_schema(dim: int) -> dict:
 class Shelf:
     "Prepared clips in one parquet file. Readers see the last whole version, without waiting for a writer."
 
-    def __init__(self, path: str | Path, dim: int):
-        self.path, self.dim = Path(path), dim
-        self._frame = pl.DataFrame(schema=shelf_schema(dim))
+    def __init__(self, path: str | Path, dim: int, schema: dict | None = None):
+        self.path, self.dim, self.schema = Path(path), dim, schema or shelf_schema(dim)
+        self._frame = pl.DataFrame(schema=self.schema)
         self._seen: tuple[int, int] | None = None
 
     def read(self) -> pl.DataFrame:
@@ -97,7 +97,7 @@ class Shelf:
             there = self.keys()
             new = [row for row in rows if (row["video_id"], row["start_time"], row["end_time"]) not in there]
             if new:
-                write_parquet(pl.concat([self.read(), pl.DataFrame(new, schema=shelf_schema(self.dim))]), self.path)
+                write_parquet(pl.concat([self.read(), pl.DataFrame(new, schema=self.schema)]), self.path)
 
     def knows(self, topic: str) -> bool:
         "Whether a topic has been searched for, and all that was found is here."

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..chain.auth import Gate, Refused
 from ..chain.link import ChainError
@@ -30,6 +30,9 @@ from ..protocol import VideoRequest, VideoResponse, WireError
 from ..serving import TooLarge
 from ..settings import Settings
 from ..sources import Source
+
+if TYPE_CHECKING:  # sound is prepared and answered with what stands here
+    from omega_lab.miner.audio import AudioAnswerer
 
 # %% ../../nbs/11h_miner_work.ipynb #5166ffbb
 class Busy(Exception):
@@ -108,6 +111,7 @@ class MinerParts:
     metrics: MinerMetrics = field(default_factory=MinerMetrics)
     tools: Tools = field(default_factory=Tools)
     refusals: Refusals = field(default_factory=Refusals)
+    audio: "AudioAnswerer | None" = None  # None: the audio task is not served
 
 # %% ../../nbs/11h_miner_work.ipynb #de279bd7
 log = logging.getLogger(__name__)
@@ -129,18 +133,24 @@ def make_now(parts: MinerParts, request: VideoRequest, until: float) -> None:
     except OSError as error:  # a full disk: what is on the shelf can be sent all the same
         log.warning("no clips could be prepared: %s", error, extra={"topic": request.query})
 
-# %% ../../nbs/11h_miner_work.ipynb #31a6a268
-async def timely(parts: MinerParts, request: VideoRequest, caller: Neuron, seconds: float) -> VideoResponse:
-    "The answer when it is the caller's turn, or after `seconds` what the shelf holds by then. Raises Busy."
+# %% ../../nbs/11h_miner_work.ipynb #a877ae4c
+async def timely(
+    queue: StakeQueue,
+    caller: Neuron,
+    seconds: float,
+    work: Callable[[float, Callable[[], bool]], T],  # (until when, claim) -> the answer
+    rest: Callable[[], T],  # what the shelf holds
+) -> T:
+    "The answer of `work` when it is the caller's turn, or after `seconds` that of `rest`. Raises Busy."
     first, until = threading.Lock(), time.monotonic() + 0.8 * seconds  # the rest is for the last window and for choosing
     claim = partial(first.acquire, blocking=False)
-    turn = asyncio.create_task(parts.queue.run(caller.stake_rao, partial(work_now, parts, request, caller.hotkey, until, claim)))
+    turn = asyncio.create_task(queue.run(caller.stake_rao, partial(work, until, claim)))
     try:
         await asyncio.wait({turn}, timeout=seconds)
         if turn.done() or not claim():
             return await turn
         turn.cancel()  # it gives its place in the queue back
-        return await asyncio.to_thread(parts.answerer.answer, request, caller.hotkey)
+        return await asyncio.to_thread(rest)
     finally:
         claim()
         turn.cancel()
@@ -149,7 +159,8 @@ async def timely(parts: MinerParts, request: VideoRequest, caller: Neuron, secon
 async def answer_in_time(parts: MinerParts, request: VideoRequest, caller: Neuron, patience: float | None = None) -> VideoResponse:
     "An answer within the settings' deadline, or within the caller's `patience` (seconds) when that is shorter. Raises Busy."
     began = time.monotonic()
-    answer = await timely(parts, request, caller, min(parts.settings.miner.deadline, patience or float("inf")))
+    answer = await timely(parts.queue, caller, min(parts.settings.miner.deadline, patience or float("inf")),
+                          partial(work_now, parts, request, caller.hotkey), partial(parts.answerer.answer, request, caller.hotkey))
     clips, seconds = len(answer.video_metadata), round(time.monotonic() - began, 3)
     parts.metrics.answered(clips)
     log.info("answered", extra={"validator": caller.hotkey, "topic": request.query, "asked": request.num_videos, "clips": clips, "seconds": seconds})

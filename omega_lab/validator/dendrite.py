@@ -11,17 +11,20 @@ import json
 import httpx
 
 from ..chain import Neuron
+from ..chain.audios import audio_answer, audio_headers, audio_question
 from ..chain.synapse import check_answer_signature, question_body, read_answer, request_headers
-from ..protocol import VideoRequest, WireError
+from ..protocol import AudioRequest, VideoRequest, WireError
 from .reply import Reply, post
 
-# %% ../../nbs/12e_validator_dendrite.ipynb #680a0675
-async def ask_axon(client: httpx.AsyncClient, miner: Neuron, request: VideoRequest, keypair, seconds: float, max_bytes: int, encoder: str) -> Reply:
+# %% ../../nbs/12e_validator_dendrite.ipynb #bc153ac4
+async def ask_axon(client: httpx.AsyncClient, miner: Neuron, request: VideoRequest | AudioRequest, keypair, seconds: float, max_bytes: int,
+                   encoder: str) -> Reply:
     "Ask on the older wire. `seconds` is what the miner is told it has; `encoder` (name@revision) is the space assumed."
     place = httpx.URL(miner.url or "")
-    headers = request_headers(keypair, miner.hotkey, place.host, place.port or 80, seconds)
-    body = json.dumps(question_body(request, seconds, headers)).encode()
-    got = await post(client, f"{miner.url}/Videos", body, headers, max_bytes)
+    sound = isinstance(request, AudioRequest)
+    headers = (audio_headers if sound else request_headers)(keypair, miner.hotkey, place.host, place.port or 80, seconds)
+    question = audio_question(request, seconds, headers) if isinstance(request, AudioRequest) else question_body(request, seconds, headers)
+    got = await post(client, f"{miner.url}/{headers['name']}", json.dumps(question).encode(), headers, max_bytes)
     if isinstance(got, Reply):
         return got
     try:
@@ -29,7 +32,7 @@ async def ask_axon(client: httpx.AsyncClient, miner: Neuron, request: VideoReque
     except WireError as error:
         return Reply("bad signature", str(error), 200, sha256=got.sha256)
     try:
-        answer = read_answer(got.body, encoder)
+        answer = (audio_answer if sound else read_answer)(got.body, encoder)
     except WireError as error:
         return Reply("malformed", str(error), 200, sha256=got.sha256)
     return Reply("answered", "", 200, answer.model_dump_json().encode(), got.sha256)

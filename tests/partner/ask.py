@@ -17,7 +17,8 @@ async def ask():
 answer = asyncio.run(ask())
 axon, dendrite = answer.axon, answer.dendrite
 text = f"{axon.nonce}.{dendrite.hotkey}.{axon.hotkey}.{axon.uuid}"
-clips = getattr(answer, "video_metadata", None)
-say(status=dendrite.status_code, message=dendrite.status_message, clips=[clip.model_dump() for clip in clips] if clips is not None else None,
+clips = answer.video_metadata if want["kind"] == "Videos" else answer.audio_metadata
+told = [{name: len(value) if name == "audio_bytes" else value for name, value in clip.model_dump().items()} for clip in clips or []]
+say(status=dendrite.status_code, message=dendrite.status_message, clips=told if clips is not None else None,
     signed=bool(axon.signature) and axon.hotkey == want["receiver"] and
     bittensor.Keypair(ss58_address=want["receiver"]).verify(text, axon.signature))

@@ -29,10 +29,24 @@ class Videos(bittensor.Synapse):
     video_metadata: list[VideoMetadata] | None = None
 
 
+class AudioMetadata(pydantic.BaseModel):
+    """One clip of sound, as the subnet's neurons declare it."""
+    video_id: str
+    views: int
+    start_time: int
+    end_time: int
+    audio_emb: list[float]
+    audio_bytes: str
+    diar_timestamps_start: list[float]
+    diar_timestamps_end: list[float]
+    diar_speakers: list[str]
+
+
 class Audios(bittensor.Synapse):
-    """The audio task's question."""
+    """The audio task's question and answer."""
     query: str
     num_audios: int
+    audio_metadata: list[AudioMetadata] | None = None
 
 
 def keypair(uri: str) -> Keypair:
