@@ -131,7 +131,8 @@ def test_shared_seconds_are_a_share_and_nobody_is_first(a, b, shift):
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 60), st.integers(1, 60)), max_size=8), st.floats(0.05, 1))
 def test_what_is_left_of_a_response_shares_no_footage(spans, limit):
     evidence = tuple(ClipEvidence(video_id=f"youtube:{video:011d}", valid_id=True, start_time=start, end_time=start + seconds, unique_tokens=1,
-                                  text_cosine=0, stuffed=False, stuffed_confidence=1, really_bad=0, low_quality=0, chunks=1, index_novelty=1) for video, start, seconds in spans)
+                                  text_cosine=0, stuffed=False, stuffed_confidence=1, really_bad=0, low_quality=0, chunks=1, index_novelty=1)
+                     for video, start, seconds in spans)
     dropped = {i for i, _, _ in overlapping(list(range(len(evidence))), evidence, limit)}
     left = [c for i, c in enumerate(evidence) if i not in dropped]
     for k, c in enumerate(left):
@@ -168,7 +169,8 @@ def test_a_punishment_costs_something_and_never_more_than_without_the_floor(aver
 
 @PLAIN
 @given(st.integers(0, 12), st.builds(History, answers=st.integers(0, 200), punished=st.integers(0, 3), average=st.floats(-5, 2),
-                                     typical=st.floats(0, 1), looked_at=st.just(40), unverified=st.integers(0, 40)), st.sampled_from(["protocol", "always-one", "economic"]))
+                                     typical=st.floats(0, 1), looked_at=st.just(40), unverified=st.integers(0, 40)),
+       st.sampled_from(["protocol", "always-one", "economic"]))
 def test_never_more_checks_than_clips(n, history, policy):
     lab = Settings()
     wanted = checks_wanted(n, history, lab.checks.model_copy(update={"policy": policy}), lab.scoring, lab.validator)
