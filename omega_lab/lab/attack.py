@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'SEALED', 'VALIDATING', 'CROWD', 'policies', 'Scene', 'tune', 'copier_advantage', 'attack_report',
-           'plot_attacks']
+           'plot_attacks', 'stored_report', 'worst_cases']
 
 # %% ../../nbs/15d_lab_attack.ipynb #a042adf3
 import multiprocessing
@@ -16,12 +16,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from ..chain.epoch import consensus, normalised, yuma
 from .population import Pool, synthetic_pool
 from .simulate import Costs, Field, Rates, advantage, interval, simulate
 from .strategies import STRATEGIES, Colluder, Honest, Strategy
 from ..settings import ChecksSettings, ScoringSettings, Settings
+from ..topics import lab_file
 
 # %% ../../nbs/15d_lab_attack.ipynb #094a2434
 def policies(settings: Settings = Settings()) -> dict[str, Settings]:
@@ -162,6 +164,7 @@ def attack_report(
     scene: Scene = Scene(),
     names: Sequence[str] | None = None,  # strategies; None: all, with the weight copier
     workers: int = 2,
+    progress: bool = False,  # show how far it is
 ) -> pl.DataFrame:
     "Each strategy's earnings over honest ones (0.1: a tenth more), with 95 % bounds, under the subnet's policy and under `settings`."
     wanted = [n for n in STRATEGIES if n != "honest"] + ["weight copier"] if names is None else list(names)
@@ -169,17 +172,19 @@ def attack_report(
         raise ValueError(f"there is no strategy {min(unknown)!r}; there are: {', '.join(STRATEGIES)}, weight copier")
     tasks = [(rules, s, scene, seed) if name == "weight copier" else (name, rules, s, scene, tuple(shares), seed)
              for name in wanted for rules, s in policies(settings).items()]
+    def shown(rows):
+        return list(tqdm(rows, total=len(tasks), desc="strategy × policy", disable=not progress))
     if workers == 1:
-        found = list(map(_run, tasks))
+        found = shown(map(_run, tasks))
     else:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            found = list(pool.map(_run, tasks))
+            found = shown(pool.map(_run, tasks))
     return pl.DataFrame([row for rows in found for row in rows], infer_schema_length=None)
 
 # %% ../../nbs/15d_lab_attack.ipynb #a7ae829a
 def plot_attacks(report: pl.DataFrame) -> Figure:
     "Each strategy's earnings over the honest miner's with their 95 % bounds, largest over the shares of cheats, by policy."
-    worst = report.sort("high", descending=True).group_by("strategy", "rules", maintain_order=True).first()
+    worst = worst_cases(report)
     order = worst.filter(pl.col("rules") == "protocol").sort("advantage")["strategy"].to_list()
     figure, axes = plt.subplots(figsize=(8, 0.5 + 0.45 * len(order)), layout="constrained")
     for offset, (rules, colour) in zip((0.14, -0.14), (("protocol", "#b5483a"), ("lab", "#2a7f9e"))):
@@ -196,3 +201,15 @@ def plot_attacks(report: pl.DataFrame) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
+
+# %% ../../nbs/15d_lab_attack.ipynb #814553e0
+def stored_report() -> pl.DataFrame:
+    "What `omega-lab lab attack --table data/attacks.csv` last found, with the lab's default settings."
+    return pl.read_csv(lab_file("attacks.csv"))
+
+
+def worst_cases(report: pl.DataFrame) -> pl.DataFrame:
+    "For each strategy and policy the share of cheats at which it fares best: one row each, best first under the subnet's policy."
+    best = report.sort("high", descending=True, nulls_last=True).group_by("strategy", "rules", maintain_order=True).first()
+    order = best.filter(pl.col("rules") == "protocol").select("strategy", rank=-pl.col("advantage"))
+    return best.join(order, on="strategy").sort("rank", "rules", descending=[False, True]).drop("rank")

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['lab', 'Set', 'State', 'Picture', 'Seed', 'Embeddings', 'rescore', 'evidence', 'trouble', 'simulate', 'attack']
 
-# %% ../../nbs/15f_lab_commands.ipynb #cf2ee9f5
+# %% ../../nbs/15f_lab_commands.ipynb #5a036af5
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -188,7 +189,7 @@ def attack(
 
     scene = QUICK if quick else Scene()
     try:
-        report = attack_report(_settings(set_), share, seed, scene.on(_pool(embeddings)), strategy or None, workers)
+        report = attack_report(_settings(set_), share, seed, scene.on(_pool(embeddings)), strategy or None, workers, progress=sys.stderr.isatty())
     except ValueError as error:
         fail(str(error), 2)
     typer.echo(Table(report))
