@@ -67,12 +67,32 @@ def stage(pages: list[Page], work: Path) -> None:
         os.utime(target, ns=(changed.st_atime_ns, changed.st_mtime_ns))
 
 
+# nbdev evaluates annotations and fails over a name that is imported for type checkers only: such a one is shown as written.
+RENDER = """
+import inspect
+
+import fastcore.docments
+
+
+def signature(symbol, eval_str=False):
+    try:
+        return inspect.signature(symbol, eval_str=eval_str)
+    except NameError:
+        return inspect.signature(symbol)
+
+
+fastcore.docments.signature = signature
+from nbdev.serve import proc_nbs
+
+proc_nbs("nbs", n_workers=0)
+"""
+
+
 def render(work: Path) -> None:
     "Let nbdev add signatures and docstrings: nbs/ to _proc/."
-    program = "from nbdev.serve import proc_nbs; proc_nbs('nbs', n_workers=0)"
     search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
+        [sys.executable, "-W", "ignore", "-c", RENDER],
         cwd=work,
         env={**os.environ, "PYTHONPATH": search},
         capture_output=True,
