@@ -67,11 +67,20 @@ def stage(pages: list[Page], work: Path) -> None:
         os.utime(target, ns=(changed.st_atime_ns, changed.st_mtime_ns))
 
 
-# nbdev evaluates annotations and fails over a name that is imported for type checkers only: such a one is shown as written.
+# nbdev's part, with two changes. It evaluates annotations and fails over a name that is imported for type checkers only: such
+# a one is shown as written. And it runs exported cells of all notebooks in one process, where a table that one defines meets
+# the module of another that defines the same: each gets a child of its own, forked when the slow imports are done.
 RENDER = """
 import inspect
+import os
+import traceback
 
 import fastcore.docments
+from nbdev import serve, serve_drv
+
+import omega_lab.validator.round
+
+render = serve_drv.main
 
 
 def signature(symbol, eval_str=False):
@@ -81,10 +90,23 @@ def signature(symbol, eval_str=False):
         return inspect.signature(symbol)
 
 
-fastcore.docments.signature = signature
-from nbdev.serve import proc_nbs
+def apart(task):
+    child = os.fork()
+    if child:
+        if os.waitpid(child, 0)[1]:
+            raise SystemExit(1)
+        return
+    status = 1
+    try:
+        render(task)
+        status = 0
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+    os._exit(status)
 
-proc_nbs("nbs", n_workers=0)
+
+fastcore.docments.signature, serve_drv.main = signature, apart
+serve.proc_nbs("nbs", n_workers=0)
 """
 
 
