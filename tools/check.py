@@ -3,7 +3,8 @@
 sync     every module of omega_lab/ is what its notebook exports
 clean    notebooks carry nothing that nbdev-clean would remove; pipelines have no outputs and one cell of parameters
 readme   README.md is what nbs/index.ipynb renders to
-outputs  the stored outputs are what the notebooks give when run anew (may be followed by the notebooks to run)
+outputs  the stored outputs are what the notebooks give when run anew (may be followed by the notebooks to run, each
+         by its name or path, with or without its suffix)
 
 One line per finding; the exit status is 1 when there is one.
 """
@@ -21,7 +22,7 @@ from contextlib import chdir
 from pathlib import Path
 
 import readme
-from notebooks import ROOT, notebooks, read
+from notebooks import ROOT, TUTORIALS, notebooks, read
 
 HAND_KEPT = ("**/__init__.py", "_modidx.py")  # files of omega_lab/ that no notebook makes (the index is not kept in git)
 
@@ -77,7 +78,7 @@ def clean(root: Path = ROOT) -> list[str]:
         copy = Path(scratch)
         shutil.copy(root / "pyproject.toml", copy)
         for path in paths:
-            (copy / path.relative_to(root)).parent.mkdir(exist_ok=True)
+            (copy / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy / path.relative_to(root))
         _clean_all(copy)
         for path in paths:
@@ -104,9 +105,11 @@ def _clean_all(copy: Path) -> None:
 
 def outputs(root: Path = ROOT, only: tuple[str, ...] = ()) -> list[str]:
     "Run the notebooks of a copy, keep what they give, and compare byte for byte."
-    names = [
-        path.name for path in notebooks(root / "nbs") if not only or path.name in {Path(name).name for name in only}
-    ]
+    wanted = {Path(name).name.removesuffix(".ipynb") for name in only}
+    listed = {path.stem: path.relative_to(root / "nbs").as_posix() for path in notebooks(root / "nbs")}
+    names = [name for stem, name in listed.items() if stem in wanted or not only]
+    if unknown := wanted - listed.keys():
+        return [f"{name}: there is no such notebook in nbs/ or nbs/{TUTORIALS}/" for name in sorted(unknown)]
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / root.name
         _copy_project(root, copy)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from notebooks import ROOT, blocks, directives, fenced, heading, notebooks, read, without_directives
+from notebooks import ROOT, TUTORIALS, blocks, directives, fenced, heading, notebooks, read, without_directives
 
 ASSETS = Path(__file__).resolve().parent / "site"
 # A browser that reads this asks nobody else for anything, whatever a script on the page would like to fetch.
@@ -28,7 +28,7 @@ POLICY = (
 
 @dataclass(frozen=True)
 class Page:
-    "One page: `name` without suffix, `room` is the two digits its notebook begins with (empty: outside the rooms)."
+    "One page: `name` without suffix, `room` is the two digits its notebook begins with, or `tutorials` (empty: neither)."
 
     notebook: Path
     name: str
@@ -40,7 +40,8 @@ class Page:
 def page_of(path: Path) -> Page:
     title, about = heading(read(path))
     number = re.match(r"(\d\d)[a-z]?_", path.stem)
-    return Page(path, re.sub(r"^\d+[a-z]?_", "", path.stem), title or path.stem, about, number[1] if number else "")
+    room = TUTORIALS if path.parent.name == TUTORIALS else number[1] if number else ""
+    return Page(path, re.sub(r"^\d+[a-z]?_", "", path.stem), title or path.stem, about, room)
 
 
 # --- notebooks as nbdev sees them
@@ -66,12 +67,54 @@ def stage(pages: list[Page], work: Path) -> None:
         os.utime(target, ns=(changed.st_atime_ns, changed.st_mtime_ns))
 
 
+# nbdev's part, with two changes. It evaluates annotations and fails over a name that is imported for type checkers only: such
+# a one is shown as written. And it runs exported cells of all notebooks in one process, where a table that one defines meets
+# the module of another that defines the same: each gets a child of its own, forked when the slow imports are done.
+RENDER = """
+import inspect
+import os
+import traceback
+
+import fastcore.docments
+from nbdev import serve, serve_drv
+
+import omega_lab.validator.round
+
+render = serve_drv.main
+
+
+def signature(symbol, eval_str=False):
+    try:
+        return inspect.signature(symbol, eval_str=eval_str)
+    except NameError:
+        return inspect.signature(symbol)
+
+
+def apart(task):
+    child = os.fork()
+    if child:
+        if os.waitpid(child, 0)[1]:
+            raise SystemExit(1)
+        return
+    status = 1
+    try:
+        render(task)
+        status = 0
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+    os._exit(status)
+
+
+fastcore.docments.signature, serve_drv.main = signature, apart
+serve.proc_nbs("nbs", n_workers=0)
+"""
+
+
 def render(work: Path) -> None:
     "Let nbdev add signatures and docstrings: nbs/ to _proc/."
-    program = "from nbdev.serve import proc_nbs; proc_nbs('nbs', n_workers=0)"
     search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
+        [sys.executable, "-W", "ignore", "-c", RENDER],
         cwd=work,
         env={**os.environ, "PYTHONPATH": search},
         capture_output=True,
@@ -165,22 +208,29 @@ def write_page(page: Page, processed: Path, docs: Path, pages: dict[str, str]) -
 
 
 def overview(pages: list[Page]) -> str:
-    "A table of all rooms, for the front page."
-    rows = [f"| [{page.title}]({page.name}.md) | {page.about} |" for page in pages if page.name != "index"]
-    return "\n".join(["## The rooms", "", "| notebook | what happens there |", "|---|---|", *rows, ""])
+    "Tables of the tutorials and of all rooms, for the front page."
+    listed = [page for page in pages if page.name != "index"]
+    tutorials = [page for page in listed if page.room == TUTORIALS]
+    parts = {"Tutorials": tutorials, "The rooms": [page for page in listed if page not in tutorials]}
+    return "\n".join(line for title, members in parts.items() if members for line in _table(title, members))
+
+
+def _table(title: str, pages: list[Page]) -> list[str]:
+    rows = [f"| [{page.title}]({page.name}.md) | {page.about} |" for page in pages]
+    return [f"## {title}", "", "| notebook | what happens there |", "|---|---|", *rows, ""]
 
 
 # --- the site
 
 
 def navigation(pages: list[Page]) -> list[dict[str, object]]:
-    "Rooms in their order; a room of several notebooks is a section, named by what their titles have in common."
+    "Rooms in their order; the tutorials and a room of several notebooks are sections, these named by what their titles share."
     rooms: dict[str, list[Page]] = {}
     for page in pages:
         rooms.setdefault(page.room or page.name, []).append(page)
     listed: list[dict[str, object]] = []
     for members in rooms.values():
-        if len(members) == 1:
+        if len(members) == 1 and members[0].room != TUTORIALS:
             listed.append({"Welcome" if members[0].name == "index" else members[0].title: f"{members[0].name}.md"})
         else:
             room = _room_name(members)
@@ -189,6 +239,8 @@ def navigation(pages: list[Page]) -> list[dict[str, object]]:
 
 
 def _room_name(members: list[Page]) -> str:
+    if members[0].room == TUTORIALS:
+        return TUTORIALS.capitalize()
     before = {page.title.partition(":")[0] for page in members if ":" in page.title}
     return before.pop() if len(before) == 1 else members[0].name.partition("_")[0].capitalize()
 
@@ -232,7 +284,7 @@ def build(paths: list[Path], out: Path, work: Path) -> Path:
     index.write_text(f"{front}\n{overview(pages)}", encoding="utf-8")
     if not any(page.name == "index" for page in pages):
         pages.insert(0, Page(index, "index", "Welcome", "", ""))
-    pages.sort(key=lambda page: page.name != "index")
+    pages.sort(key=lambda page: (page.name != "index", page.room != TUTORIALS))
     (work / "zensical.toml").write_text(configuration(pages), encoding="utf-8")
     zensical(work)
     shutil.rmtree(out, ignore_errors=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
+TUTORIALS = "tutorials"  # the folder below nbs/ for notebooks that export nothing
 SaveImage = Callable[[str, bytes], str]  # takes a file name and its bytes, gives the address to write into the Markdown
 
 
@@ -16,8 +17,9 @@ def read(path: Path) -> nbformat.NotebookNode:
 
 
 def notebooks(folder: Path) -> list[Path]:
-    "The notebooks of a folder in the order of their names; those beginning with `_` or `.` are left out."
-    return sorted(path for path in folder.glob("*.ipynb") if path.name[0] not in "_.")
+    "The notebooks of a folder in the order of their names, then its tutorials; those beginning with `_` or `.` are left out."
+    listed = [sorted(place.glob("*.ipynb")) for place in (folder, folder / TUTORIALS)]
+    return [path for paths in listed for path in paths if path.name[0] not in "_."]
 
 
 def directives(source: str) -> dict[str, str]:
