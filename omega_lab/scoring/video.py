@@ -185,12 +185,12 @@ class Cosines:
 def all_cosines(vectors: np.ndarray, query: np.ndarray) -> Cosines:
     "Cosines of float[n, 3, dim] vectors of any length and a query, float[dim]; with a vector of zeros they are 0."
     rows, query = np.asarray(vectors, np.float64), np.asarray(query, np.float64)
-    length, of_query = np.sqrt(np.einsum("nmd,nmd->nm", rows, rows)), math.sqrt(query @ query) or math.inf
+    length, of_query = np.sqrt(np.vecdot(rows, rows)), math.sqrt(query @ query) or math.inf
     if not length.all():
         length[length == 0] = np.inf
-    video, media = rows[:, 0] / length[:, :1], length[:, :2]
-    return Cosines((video @ video.T).round(9), (np.einsum("nmd,nd->nm", rows[:, :2], rows[:, 2]) / media / length[:, 2:]).round(9),
-                   (rows[:, :2] @ query / media / of_query).round(9))
+    video, media, of_media = rows[:, 0] / length[:, :1], rows[:, :2], length[:, :2]
+    return Cosines((video @ video.T).round(9), (np.vecdot(media, rows[:, 2:]) / of_media / length[:, 2:]).round(9),
+                   (np.vecdot(media, query) / of_media / of_query).round(9))
 
 # %% ../../nbs/06a_scoring_video.ipynb #d81b4c0d
 @lru_cache(maxsize=64)
@@ -325,10 +325,11 @@ def _among(cosine: np.ndarray, rows: list[int]) -> np.ndarray:
 def _check_novelty(table: _Table, clips: tuple[ClipEvidence, ...], cosine: np.ndarray, t: LatentThresholds, faults: Faults) -> None:
     "Drop near-duplicates within the response, then what is not new."
     alive = table.alive
-    for k in np.flatnonzero(near_duplicates(_among(cosine, alive), t.near_duplicate)):
+    own = _among(cosine, alive)
+    for k in near_duplicates(own, t.near_duplicate).nonzero()[0]:
         table.drop(alive[k], "near-duplicate of a later clip of the response")
     left = table.alive
-    among = local_novelty(_among(cosine, left)).tolist()
+    among = local_novelty(own if left == alive else _among(cosine, left)).tolist()
     for i, local, indexed in zip(left, among, _index_novelty(left, among, clips, t, faults)):
         novelty = min(local, indexed)
         table.numbers[i]["novelty"] = novelty
@@ -405,8 +406,9 @@ def _tokens(clip: ClipEvidence, faults: Faults) -> int:
 
 def _reward(table, alive, rows, cosines, clips, num_videos, s, faults) -> float:
     "Relevances of the surviving clips, whose cosines stand in `rows`, noted in the table, and the reward they make."
-    d = description_relevance(cosines.description[rows], np.array([_tokens(clips[i], faults) for i in alive]), s).tolist()
-    q = query_relevance(cosines.query[rows], np.array([clips[i].text_cosine for i in alive]), s).tolist()
+    every = len(rows) == len(clips)
+    d = description_relevance(cosines.description if every else cosines.description[rows], np.array([_tokens(clips[i], faults) for i in alive]), s).tolist()
+    q = query_relevance(cosines.query if every else cosines.query[rows], np.array([clips[i].text_cosine for i in alive]), s).tolist()
     for i, di, qi in zip(alive, d, q):
         table.numbers[i] |= {"description_relevance": di, "query_relevance": qi}
     return max(s.minimum, (s.description_factor * math.fsum(d) + s.query_factor * math.fsum(q)) / 2 / num_videos)
