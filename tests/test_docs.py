@@ -76,6 +76,15 @@ def test_tables_of_one_notebook_do_not_meet_those_of_another(site):
         assert 'class="source"' in page and shown in page, name
 
 
+def test_two_notebooks_of_one_name_are_refused(tmp_path):
+    (tmp_path / "tutorials").mkdir()
+    paths = [tmp_path / "00_settings.ipynb", tmp_path / "tutorials/settings.ipynb"]
+    for path in paths:
+        nbformat.write(nbformat.v4.new_notebook(), path)
+    with pytest.raises(SystemExit, match="settings.html: rename one"):
+        docs.build(paths, tmp_path / "site", tmp_path / "work")
+
+
 def test_tutorials_stand_behind_the_front_page_and_have_pictures(site):
     for name in ("what_a_score_is", "cheating_pays"):
         page = Addresses(site / f"{name}.html")

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -268,6 +269,8 @@ def configuration(pages: list[Page]) -> str:
 def build(paths: list[Path], out: Path, work: Path) -> Path:
     "Build the site of these notebooks into `out`. The one named `index` is the front page; without one, a list is."
     pages = [page_of(path) for path in paths]
+    if twice := [name for name, count in Counter(page.name for page in pages).items() if count > 1]:
+        raise SystemExit(f"two notebooks make the page {twice[0]}.html: rename one")
     work.mkdir(parents=True, exist_ok=True)
     stage(pages, work)
     render(work)
