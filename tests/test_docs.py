@@ -1,4 +1,4 @@
-"The site, built from two notebooks and a front page: pages exist, links lead on, nothing is fetched elsewhere."
+"The site, built from some notebooks, a tutorial and a front page: pages exist, links lead on, nothing is fetched elsewhere."
 
 import re
 import sys
@@ -38,7 +38,7 @@ class Addresses(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    "An index with a link and a picture, beside two notebooks of the lab."
+    "An index with a link and a picture, beside notebooks of the lab: some that are hard to render together, and a tutorial."
     folder = tmp_path_factory.mktemp("docs")
     picture = nbformat.v4.new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})
     table = nbformat.v4.new_output(
@@ -52,8 +52,9 @@ def site(tmp_path_factory) -> Path:
         ]
     )
     nbformat.write(index, folder / "index.ipynb")
-    paths = [folder / "index.ipynb", ROOT / "nbs/00_settings.ipynb", ROOT / "nbs/03a_sources_base.ipynb"]
-    return docs.build(paths, folder / "site", folder / "work")
+    names = ("00_settings", "03a_sources_base", "06d_captions", "13t_focus_tables", "14i_api_market", "15b_lab_strategies", "15d_lab_attack",
+             "tutorials/cheating_pays", "tutorials/what_a_score_is")
+    return docs.build([folder / "index.ipynb", *(ROOT / f"nbs/{name}.ipynb" for name in names)], folder / "site", folder / "work")
 
 
 def test_pages_hold_prose_signatures_sources_and_outputs(site):
@@ -62,6 +63,37 @@ def test_pages_hold_prose_signatures_sources_and_outputs(site):
     assert (site / "index_files/out_2_0.png").stat().st_size > 50
     assert "Clip ids, hits" in base and 'class="source"' in base and "parse_clip_id" in base
     assert "is no clip id" in re.sub(r"<[^>]+>", "", base), "the output of a cell"
+
+
+def test_a_type_that_only_checkers_import_is_shown_as_written(site):
+    text = re.sub(r"<[^>]+>", "", (site / "captions.html").read_text())
+    assert re.search(r"classifier:\s*(&#39;|')?CaptionClassifier", text)
+
+
+def test_tables_of_one_notebook_do_not_meet_those_of_another(site):
+    for name, shown in (("focus_tables", "table_of"), ("api_market", "focus_routes")):
+        page = (site / f"{name}.html").read_text()
+        assert 'class="source"' in page and shown in page, name
+
+
+def test_two_notebooks_of_one_name_are_refused(tmp_path):
+    (tmp_path / "tutorials").mkdir()
+    paths = [tmp_path / "00_settings.ipynb", tmp_path / "tutorials/settings.ipynb"]
+    for path in paths:
+        nbformat.write(nbformat.v4.new_notebook(), path)
+    with pytest.raises(SystemExit, match="settings.html: rename one"):
+        docs.build(paths, tmp_path / "site", tmp_path / "work")
+
+
+def test_tutorials_stand_behind_the_front_page_and_have_pictures(site):
+    for name in ("what_a_score_is", "cheating_pays"):
+        page = Addresses(site / f"{name}.html")
+        pictures = [address for address in page.loaded if address.startswith(f"{name}_files/")]
+        assert len(pictures) >= 5 and all((site / address).stat().st_size > 10_000 for address in pictures), name
+        assert not [link for link in page.links if ".ipynb" in link], "a link out of the folder leads to a page"
+    front = (site / "index.html").read_text()
+    menu = [re.sub(r"<[^>]+>", "", item).strip() for item in re.findall(r'<span class="md-ellipsis">(.*?)</span>', front, flags=re.DOTALL)]
+    assert menu.index("Welcome") < menu.index("Tutorials") < menu.index("What a score is") < menu.index("Settings"), menu
 
 
 def test_internal_links_lead_somewhere(site):

@@ -13,13 +13,13 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import check  # noqa: E402
 import readme  # noqa: E402
-from notebooks import plain  # noqa: E402
+from notebooks import notebooks, plain  # noqa: E402
 
 CODE, TEXT = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
 
 
 def write(path: Path, *cells: nbformat.NotebookNode) -> None:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     for number, cell in enumerate(cells):
         cell.id = f"cell{number}"
@@ -28,7 +28,7 @@ def write(path: Path, *cells: nbformat.NotebookNode) -> None:
 
 @pytest.fixture
 def repository(tmp_path) -> Path:
-    "One notebook, its module, one pipeline, an index; all in order."
+    "One notebook, its module, one pipeline, an index, a tutorial that reads a file of the project; all in order."
     root = tmp_path / "lab"
     root.mkdir()
     shutil.copy(ROOT / "pyproject.toml", root)
@@ -44,6 +44,16 @@ def repository(tmp_path) -> Path:
         TEXT("# Lab\n\nSee [sums](00_sum.ipynb) and [a site](https://example.org/x)."),
         CODE("print('```')", outputs=[nbformat.v4.new_output("stream", name="stdout", text="```\n")]),
     )
+    write(
+        root / "nbs/tutorials/a_story.ipynb",
+        TEXT("# A story\n\n> Of a sum."),
+        CODE(
+            "from pathlib import Path\nprint(Path('../../data/two.txt').read_text())",
+            outputs=[nbformat.v4.new_output("stream", name="stdout", text="2\n")],
+        ),
+    )
+    (root / "data").mkdir()
+    (root / "data/two.txt").write_text("2")
     write(root / "pipelines/run.ipynb", CODE("rounds = 1", metadata={"tags": ["parameters"]}))
     (root / "omega_lab").mkdir()
     (root / "omega_lab/__init__.py").write_text("")
@@ -58,6 +68,32 @@ def repository(tmp_path) -> Path:
 
 def test_all_in_order(repository):
     assert check.sync(repository) == check.clean(repository) == readme.differences(repository) == []
+
+
+def test_tutorials_come_after_the_rooms(repository):
+    write(repository / "nbs/tutorials/_draft.ipynb", TEXT("# Draft"))
+    assert [path.name for path in notebooks(repository / "nbs")] == ["00_sum.ipynb", "index.ipynb", "a_story.ipynb"]
+
+
+def test_tutorials_are_cleaned_and_run(repository):
+    story = repository / "nbs/tutorials/a_story.ipynb"
+    notebook = nbformat.read(story, 4)
+    notebook.cells[1].execution_count = 3
+    nbformat.write(notebook, story)
+    assert check.clean(repository) == [
+        "nbs/tutorials/a_story.ipynb: not clean; run nbdev-clean --fname nbs/tutorials/a_story.ipynb"
+    ]
+    check._clean_all(repository)
+    (repository / "data/two.txt").write_text("3")
+    for name in ("a_story", "tutorials/a_story.ipynb", "nbs/tutorials/a_story.ipynb"):
+        found = check.outputs(repository, only=(name,))
+        assert len(found) == 1 and found[0].startswith("nbs/tutorials/a_story.ipynb: cell 1 (cell1), outputs"), found
+
+
+def test_outputs_of_an_unknown_notebook_are_not_in_order(repository):
+    assert check.outputs(repository, only=("00_sum", "a_tale")) == [
+        "a_tale: there is no such notebook in nbs/ or nbs/tutorials/"
+    ]
 
 
 def test_sync_finds_changed_missing_and_stray_modules(repository):

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -210,7 +211,7 @@ def write_page(page: Page, processed: Path, docs: Path, pages: dict[str, str]) -
 def overview(pages: list[Page]) -> str:
     "Tables of the tutorials and of all rooms, for the front page."
     listed = [page for page in pages if page.name != "index"]
-    tutorials = [page for page in listed if page.room == TUTORIALS]
+    tutorials = sorted((page for page in listed if page.room == TUTORIALS), key=lambda page: page.title)
     parts = {"Tutorials": tutorials, "The rooms": [page for page in listed if page not in tutorials]}
     return "\n".join(line for title, members in parts.items() if members for line in _table(title, members))
 
@@ -224,7 +225,7 @@ def _table(title: str, pages: list[Page]) -> list[str]:
 
 
 def navigation(pages: list[Page]) -> list[dict[str, object]]:
-    "Rooms in their order; the tutorials and a room of several notebooks are sections, these named by what their titles share."
+    "Pages in their order; the tutorials are a section, and so is a room of several notebooks, named by what their titles share."
     rooms: dict[str, list[Page]] = {}
     for page in pages:
         rooms.setdefault(page.room or page.name, []).append(page)
@@ -268,6 +269,8 @@ def configuration(pages: list[Page]) -> str:
 def build(paths: list[Path], out: Path, work: Path) -> Path:
     "Build the site of these notebooks into `out`. The one named `index` is the front page; without one, a list is."
     pages = [page_of(path) for path in paths]
+    if twice := [name for name, count in Counter(page.name for page in pages).items() if count > 1]:
+        raise SystemExit(f"two notebooks make the page {twice[0]}.html: rename one")
     work.mkdir(parents=True, exist_ok=True)
     stage(pages, work)
     render(work)
@@ -284,7 +287,7 @@ def build(paths: list[Path], out: Path, work: Path) -> Path:
     index.write_text(f"{front}\n{overview(pages)}", encoding="utf-8")
     if not any(page.name == "index" for page in pages):
         pages.insert(0, Page(index, "index", "Welcome", "", ""))
-    pages.sort(key=lambda page: (page.name != "index", page.room != TUTORIALS))
+    pages.sort(key=lambda page: (page.name != "index", page.room != TUTORIALS, page.title if page.room == TUTORIALS else ""))
     (work / "zensical.toml").write_text(configuration(pages), encoding="utf-8")
     zensical(work)
     shutil.rmtree(out, ignore_errors=True)
