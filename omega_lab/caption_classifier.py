@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRAISE', 'ORDERS', 'WEIGHTS', 'CODE', 'REASONS', 'HUB_MODEL', 'CLASSIFIERS', 'CaptionVerdict', 'CaptionClassifier',
            'verdict', 'text_features', 'sentence_features', 'features', 'FeatureClassifier', 'HeuristicClassifier',
-           'HubClassifier', 'get_classifier', 'wilson']
+           'HubClassifier', 'get_classifier']
 
 # %% ../nbs/06e_caption_classifier.ipynb #f9ef642e
 import hashlib
@@ -179,11 +179,3 @@ def get_classifier(name: str, encoder: Encoder) -> CaptionClassifier:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"caption classifier {name!r} cannot be loaded: {error}") from error
     raise ValueError(f"there is no caption classifier {name!r}; available: {', '.join(CLASSIFIERS)}, hub:MODEL, or module:Class of your own")
-
-# %% ../nbs/06e_caption_classifier.ipynb #9ee30c1a
-def wilson(hits: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    "The 95 % interval of a share, by its score (Wilson 1927). ValueError when there is nothing to count."
-    if not 0 <= hits <= of or of < 1:
-        raise ValueError(f"{hits} of {of} is no share")
-    middle, width = (hits + z * z / 2) / (of + z * z), z / (of + z * z) * (hits * (of - hits) / of + z * z / 4) ** 0.5
-    return max(0.0, middle - width), min(1.0, middle + width)
