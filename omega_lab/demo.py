@@ -389,7 +389,7 @@ def attacks_section() -> str:
 
     found, picture = stored_report(), io.StringIO()
     plot_attacks(found).savefig(picture, format="svg")
-    table = worst_cases(found).select("strategy", "rules", "cheats", "advantage", "low", "high", "punished", "disbelieved", "unverified")
+    table = worst_cases(found).select("strategy", "rules", "cheats", "advantage", "low", "high", "detected", "detected low", "detected high")
     return ("<h2>Which cheat pays</h2><p>What each strategy, tuned, earns over an honest miner, net of cost (0.1: a tenth more), with 95 % bounds: under the "
             "subnet's policy and under ours. From a simulation with made-up clips, not from the rounds above; <code>omega-lab lab attack</code> plays it anew."
             f"</p>{picture.getvalue()[picture.getvalue().index('<svg'):]}{Table(table)._repr_html_()}")

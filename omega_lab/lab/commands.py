@@ -167,7 +167,8 @@ def simulate(
     against = "honest" if "honest" in counts else next(iter(counts))
     rows = [{"strategy": name, "miners": count, "net income": float(played.net(name).mean()),
              **dict(zip((f"over {against}", "low 95%", "high 95%"), advantage(played, name, against))),
-             **{what: played.rate(name, what) for what in ("punished", "disbelieved", "unverified")}} for name, count in counts.items()]
+             **dict(zip(("caught", "caught low", "caught high"), played.share(name, "punished", "disbelieved"))),
+             "unverified": played.rate(name, "unverified")} for name, count in counts.items()]
     typer.echo(Table(pl.DataFrame(rows)))
 
 
@@ -194,7 +195,7 @@ def attack(
         fail(str(error), 2)
     typer.echo(Table(report))
     if table:
-        report.write_csv(table)
+        report.write_csv(table, float_precision=4)
     _picture(plot_attacks(report), picture)
     paying = report.filter((report["rules"] == "lab") & (report["high"] >= 0))
     typer.echo("under this policy every cheat's upper bound lies below honest" if paying.is_empty() else

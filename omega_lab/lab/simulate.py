@@ -211,8 +211,16 @@ class Played:
 
     def rate(self, name: str, what: str) -> float:
         "Share of a strategy's answers that were `punished`, `disbelieved` or `unverified`."
+        return self.share(name, what)[0]
+
+    def share(self, name: str, *what: str) -> tuple[float, float, float]:
+        "(share, lower, upper) of a strategy's answers with any of these outcomes; the 95 % interval is Wilson's (1927)."
         who = self.of(name)
-        return float(getattr(self, what)[who].sum() / max(1, self.answers[who].sum()))
+        hits, answers = sum(int(getattr(self, w)[who].sum()) for w in what), int(self.answers[who].sum())
+        if not answers:
+            return 0.0, 0.0, 1.0
+        bounds = stats.binomtest(hits, answers).proportion_ci(method="wilson")
+        return hits / answers, float(bounds.low), float(bounds.high)
 
 # %% ../../nbs/15c_lab_simulate.ipynb #dd416d0e
 def simulate(
