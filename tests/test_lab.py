@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from omega_lab.lab.attack import QUICK, Scene, attack_report, copier_advantage, policies, tune
+from omega_lab.lab.attack import QUICK, Scene, attack_report, copier_advantage, policies, stored_report, tune
 from omega_lab.lab.commands import lab
 from omega_lab.lab.population import draw, read_pool, synthetic_pool
 from omega_lab.lab.rescore import rescore, write_rounds
@@ -81,6 +81,14 @@ def test_the_view_of_checks_agrees_with_the_verdicts(state):
 
 # ---- the simulation
 
+def test_the_kept_table_says_what_the_readme_says():
+    kept = stored_report()
+    ours, theirs = (kept.filter(pl.col("rules") == r) for r in ("lab", "protocol"))
+    assert ours["high"].max() < 0 and ours["honest wronged"].drop_nulls().max() < 0.005 and ours["wronged high"].drop_nulls().max() < 0.005
+    assert set(ours["strategy"]) == set(STRATEGIES) - {"honest"} | {"weight copier"}
+    assert {"forger", "caption forger", "weight copier", "colluder"} <= set(theirs.filter(pl.col("low") > 0)["strategy"])
+
+
 def test_a_seed_gives_the_same_rounds():
     one, two, other = (simulate({"honest": 6, "forger": 2}, Settings(), 20, seed, sample=4) for seed in (1, 1, 2))
     assert np.array_equal(one.income, two.income) and not np.array_equal(one.income, other.income)
@@ -113,7 +121,7 @@ def test_forging_pays_under_the_subnets_policy_and_not_under_ours():
     rows = {(r["strategy"], r["rules"]): r for r in report.iter_rows(named=True)}
     for name in ("forger", "caption forger"):
         assert rows[name, "protocol"]["low"] > 0 > rows[name, "lab"]["high"]
-    assert report["honest wronged"].max() < 0.02
+    assert report["honest wronged"].max() < 0.02 and (report["detected low"] <= report["detected"]).all()
 
 
 def test_a_copy_of_weights_ages():
@@ -161,9 +169,12 @@ def test_a_users_mistake_is_one_sentence(arguments, code, said):
 
 @pytest.mark.full
 def test_no_cheat_pays_under_our_policy():
-    report = attack_report(seed=11)
+    """What the README says, as it says how to see it."""
+    report = attack_report()
     lab_rows = report.filter(pl.col("rules") == "lab")
     assert lab_rows["high"].max() < 0, lab_rows.filter(pl.col("high") >= 0)
     assert lab_rows["honest wronged"].drop_nulls().max() < 0.005
+    kept = stored_report()
+    assert np.allclose(report["advantage"].to_numpy(), kept["advantage"].to_numpy(), atol=1e-3), "data/attacks.csv is not what the code gives"
     paying = set(report.filter((pl.col("rules") == "protocol") & (pl.col("low") > 0))["strategy"])
     assert {"forger", "caption forger"} <= paying
