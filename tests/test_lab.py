@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from omega_lab.lab.attack import QUICK, Scene, attack_report, copier_advantage, policies, stored_report, tune
+from omega_lab.lab.attack import Scene, attack_report, copier_advantage, policies, stored_report, tune
 from omega_lab.lab.commands import lab
 from omega_lab.lab.population import draw, read_pool, synthetic_pool
 from omega_lab.lab.rescore import rescore, write_rounds
@@ -117,7 +117,8 @@ def test_an_interval_holds_what_it_promises():
 
 
 def test_forging_pays_under_the_subnets_policy_and_not_under_ours():
-    report = attack_report(names=["forger", "caption forger"], shares=(0.3,), scene=QUICK, workers=1, seed=3)
+    report = attack_report(names=["forger", "caption forger"], shares=(0.3,), workers=1, seed=3,
+                           scene=Scene(miners=20, rounds=150, sample=8, search_rounds=40, tries=3))
     rows = {(r["strategy"], r["rules"]): r for r in report.iter_rows(named=True)}
     for name in ("forger", "caption forger"):
         assert rows[name, "protocol"]["low"] > 0 > rows[name, "lab"]["high"]
@@ -125,8 +126,10 @@ def test_forging_pays_under_the_subnets_policy_and_not_under_ours():
 
 
 def test_a_copy_of_weights_ages():
-    sealed = [copier_advantage(Settings(), n, epochs=24, validators=3)[0] for n in (0, 6)]
+    sealed = [copier_advantage(Settings(), n, epochs=22, validators=3)[0] for n in (0, 6)]
     assert sealed[0] > sealed[1]
+    with pytest.raises(ValueError, match="12 epochs are too few"):
+        copier_advantage(Settings(), 6, epochs=12)
 
 
 def test_a_search_stays_within_bounds_and_does_not_lose_to_where_it_began():

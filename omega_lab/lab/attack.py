@@ -111,8 +111,10 @@ def _rows(settings: Settings, epochs: int, validators: int, seed: int, scene: Sc
 def copier_advantage(settings: Settings, sealed: int, seed: int = 0, epochs: int = 40, validators: int = 5,
                      scene: Scene = Scene()) -> tuple[float, float, float]:
     "(mean, lower, upper) of a copying validator's dividends over an honest one's of the same stake, net of the cost of validating, minus 1."
-    rows, first = _rows(settings, epochs, validators, seed, scene), sealed + 5
-    gains = []
+    first, gains = sealed + 5, []  # the averages begin at zero
+    if epochs < first + 10:
+        raise ValueError(f"{epochs} epochs are too few to say anything of rows sealed for {sealed}: take {first + 10} or more")
+    rows = _rows(settings, epochs, validators, seed, scene)
     for epoch in range(first, epochs):
         copied = normalised(consensus(np.full(validators, 1 / validators), rows[epoch - sealed]))
         dividends = _dividends(np.vstack([rows[epoch], copied]))
