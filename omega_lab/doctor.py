@@ -59,7 +59,7 @@ def check_encoder_choice(s: Settings) -> Iterator[Finding]:
     from omega_lab.embedding import get_encoder
 
     try:
-        encoder = get_encoder(s.encoder.name)
+        encoder = get_encoder(s.encoder.name, **s.encoder.options())
     except (ValueError, ImportError, OSError) as error:
         yield Finding("encoder", "missing", f"{s.encoder.name}: {error}", "set [encoder] name = bridge in settings.ini")
         return

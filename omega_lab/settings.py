@@ -48,8 +48,16 @@ class WalletSettings(Section):
 
 # %% ../nbs/00_settings.ipynb #0560f905
 class EncoderSettings(Section):
-    "Which latent space. Part of the score hash: other vectors, other scores."
-    name: str = Field("bridge", description="`bridge` (embedded, approximate), another registered encoder, or module:Class of your own")
+    "Which latent space. The name is part of the score hash; checkpoint and precision are in the encoder's revision, kept with every answer."
+    name: str = Field("bridge", description="`bridge` (embedded, approximate), `imagebind`, or module:Class of your own")
+    checkpoint: str = Field("", description="weights, for encoders that want them: a path, or owner/name[@revision][:file] of a hub")
+    device: str = Field("auto", description="auto | cpu | cuda | …; for encoders that take one")
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = Field("fp32", description="fp32 is the truth; bf16 and fp16 are for GPUs, int8 for CPUs")
+    memory_gb: float = Field(0.5, gt=0, description="most that a batch may take beside the weights, GB")
+
+    def options(self) -> dict[str, Any]:
+        "What an encoder is to be opened with: only what is not as usual, so that an encoder need not know of all of it."
+        return {key: value for key, value in self.model_dump(exclude={"name"}).items() if value != type(self).model_fields[key].default}
 
 # %% ../nbs/00_settings.ipynb #25c976ab
 class SourceSettings(Section):
@@ -358,14 +366,14 @@ class Settings(Section):
 
     def score_hash(self) -> str:
         "16 hex digits over every section that can change a score: encoder, checks, scoring."
-        text = "".join(getattr(self, s).model_dump_json() for s in ("encoder", "checks", "scoring"))
+        text = self.encoder.model_dump_json(include={"name"}) + self.checks.model_dump_json() + self.scoring.model_dump_json()
         text += f"{self.validator.num_videos}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def audio_hash(self) -> str:
         "16 hex digits over every setting that can change the score of an audio response: encoder, checks, audio."
         audio = self.audio.model_dump_json(exclude={"timeout", "margin", "max_response_bytes"})
-        text = self.encoder.model_dump_json() + self.checks.model_dump_json() + audio
+        text = self.encoder.model_dump_json(include={"name"}) + self.checks.model_dump_json() + audio
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def focus_hash(self) -> str:

@@ -66,8 +66,8 @@ def test_bridge_is_an_encoder(bridge):
 
 
 def test_unknown_encoder_says_what_there_is():
-    with pytest.raises(ValueError, match="available: bridge"):
-        get_encoder("imagebind")
+    with pytest.raises(ValueError, match="available: bridge, imagebind"):
+        get_encoder("eyes")
 
 
 def test_retrieval_on_held_out_captions(bridge, catalog, capsys):

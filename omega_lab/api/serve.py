@@ -36,21 +36,21 @@ from ..focus.tables import MarketError
 from ..focus.watch import Watcher
 from ..observe import setup_logging
 from ..serving import ServerCard, check_port, serve_app, start_process, stop_server, write_settings
-from ..settings import Settings
+from ..settings import EncoderSettings, Settings
 from ..topics import load_topics
 
 log = logging.getLogger(__name__)
 
 # %% ../../nbs/14j_api_serve.ipynb #f6874c03
-def latent_space(name: str) -> Space:
-    "The latent space of the encoder `name`."
-    encoder = get_encoder(name)
+def latent_space(choice: EncoderSettings) -> Space:
+    "The latent space of the encoder that is set."
+    encoder = get_encoder(choice.name, **choice.options())
     return Space(f"{encoder.name}@{encoder.revision}", encoder.dim, encoder.thresholds.novelty)
 
 
 def build_service(settings: Settings, state: Path, chain: Chain, keypair: Keypair) -> Service:
     "What validators and miners use. Raises `BookError` when another process owns the folder."
-    book, s = Book(state, latent_space(settings.encoder.name)), settings.service
+    book, s = Book(state, latent_space(settings.encoder)), settings.service
     metagraph, nonces = MetagraphCache(chain.metagraph, path=state / "metagraph.json"), NonceStore(state / "nonces.db")
     validators = Gate(keypair.ss58_address, metagraph, int(s.min_stake_tao * 10**9), need_permit=True, nonce_store=nonces, per_minute=s.per_minute)
     miners = Gate(keypair.ss58_address, metagraph, need_permit=False, nonce_store=nonces, per_minute=s.per_minute)

@@ -74,7 +74,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / lengths
 
 # %% ../../nbs/04a_embedding_base.ipynb #a065be55
-ENCODERS = {"bridge": "omega_lab.embedding.bridge:BridgeEncoder"}
+ENCODERS = {"bridge": "omega_lab.embedding.bridge:BridgeEncoder",
+            "imagebind": "omega_lab.embedding.imagebind:ImageBind"}
 
 
 def get_encoder(name: str = "bridge", **options: Any) -> Encoder:
@@ -85,6 +86,8 @@ def get_encoder(name: str = "bridge", **options: Any) -> Encoder:
             return getattr(importlib.import_module(module), cls)(**options)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"encoder {name!r} cannot be loaded: {error}") from error
+    except TypeError as error:
+        raise ValueError(f"encoder {name!r} does not take these options ({', '.join(options)}): {error}") from error
     raise ValueError(f"there is no encoder {name!r}; available: {', '.join(sorted(ENCODERS))}, or module:Class of your own")
 
 # %% ../../nbs/04a_embedding_base.ipynb #8fbcdfc0

@@ -109,7 +109,7 @@ def make_app(parts: MinerParts) -> FastAPI:
 # %% ../../nbs/11c_miner_server.ipynb #6aaabcb1
 def build_parts(settings: Settings, state: Path) -> MinerParts:
     "Everything the server needs, from settings."
-    encoder = CachedEncoder(get_encoder(settings.encoder.name), Path(settings.paths.data) / "cache" / "miner")
+    encoder = CachedEncoder(get_encoder(settings.encoder.name, **settings.encoder.options()), Path(settings.paths.data) / "cache" / "miner")
     encoder.encode_text(["warm"])  # the first question should not wait for the model
     wallet = open_wallet(settings.wallet.name, settings.wallet.hotkey, settings.wallet.path)
     chain = open_chain(settings)

@@ -158,7 +158,7 @@ def open_service(settings: Settings, wallet: Any, latent_space: str) -> Service 
 def open_validator(settings: Settings, state: str | Path) -> Validator:
     "A validator on a state folder: its store, its index, its wallet and its chain, from settings."
     state, data = Path(state), Path(settings.paths.data)
-    inner = BoundedEncoder(get_encoder(settings.encoder.name), settings.validator.encode_slots)
+    inner = BoundedEncoder(get_encoder(settings.encoder.name, **settings.encoder.options()), settings.validator.encode_slots)
     encoder = CachedEncoder(inner, data / "cache" / "validator")  # never the miners' cache
     wallet = open_wallet(settings.wallet.name, settings.wallet.hotkey, settings.wallet.path)
     service = open_service(settings, wallet, f"{encoder.name}@{encoder.revision}")
