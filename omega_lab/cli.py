@@ -21,6 +21,8 @@ import typer
 
 import omega_lab
 
+from .embed_command import CODES as EMBED_CODES
+from .embed_command import embed
 from .flags import Flag, FlagError, overrides, with_flags
 from .focus.commands import focus
 from .focus.market_commands import market
@@ -314,6 +316,7 @@ def update(set_: Set = []) -> None:  # noqa: B006
     typer.echo(f"now {moved}" if moved else f"nothing newer than {omega_lab.__version__} to be trusted")
 
 # %% ../nbs/16c_cli.ipynb #f0c05e82
+app.command(epilog=EMBED_CODES)(embed)
 app.add_typer(focus, name="focus")
 app.add_typer(market, name="market")
 app.add_typer(lab, name="lab")
