@@ -111,6 +111,10 @@ def embed(
         fail(str(error), 2)
     except PoolError as error:
         fail(str(error))
+    except RuntimeError as error:  # of the device's memory
+        if "out of memory" not in str(error):
+            raise
+        fail(f"{str(error).splitlines()[0]} Take a smaller --batch than {batch}; what is embedded is kept")
     except OSError as error:
         fail(f"{error.filename or out}: {error.strerror or error}")
     typer.echo(said_of(tally, out))
