@@ -22,6 +22,8 @@ import typer
 import omega_lab
 
 from .checkpoint_command import checkpoint
+from .embed_command import CODES as EMBED_CODES
+from .embed_command import embed
 from .flags import Flag, FlagError, overrides, with_flags
 from .focus.commands import focus
 from .focus.market_commands import market
@@ -315,6 +317,7 @@ def update(set_: Set = []) -> None:  # noqa: B006
     typer.echo(f"now {moved}" if moved else f"nothing newer than {omega_lab.__version__} to be trusted")
 
 # %% ../nbs/16c_cli.ipynb #f0c05e82
+app.command(epilog=EMBED_CODES)(embed)
 app.add_typer(focus, name="focus")
 app.add_typer(market, name="market")
 app.add_typer(lab, name="lab")

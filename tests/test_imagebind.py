@@ -122,7 +122,8 @@ def test_bad_choices(weights, options, words):
         ImageBind(weights, shape=SMALL, **options)
 
 
-@pytest.mark.parametrize("method, shape", [("encode_views", (1, 2, 3, 2, 224, 225)), ("encode_views", (3, 2, 224, 224)), ("encode_views", (1, 0, 3, 2, 224, 224)),
+@pytest.mark.parametrize("method, shape", [("encode_views", (1, 2, 3, 2, 224, 225)), ("encode_views", (3, 2, 224, 224)),
+                                           ("encode_views", (1, 0, 3, 2, 224, 224)),
                                            ("encode_audio_clips", (1, 128, 204)), ("encode_tokens", (77,)), ("encode_tokens", (2, 76))])
 def test_bad_shapes_are_named(encoder, method, shape):
     with pytest.raises(ValueError, match=r"have shape \[.*\], not \[b"):
@@ -177,7 +178,8 @@ def test_a_pickled_module_becomes_a_table_without_running_it(tmp_path, weights, 
         convert(tmp_path / "no.pt", tmp_path / "out.safetensors")
 
 
-@pytest.mark.parametrize("text, found", [("a/b", ("a/b", None, "")), ("a/b:c.pth", ("a/b", None, "c.pth")), ("a/b-2.x@v1:d/c.pth", ("a/b-2.x", "v1", "d/c.pth")),
+@pytest.mark.parametrize("text, found", [("a/b", ("a/b", None, "")), ("a/b:c.pth", ("a/b", None, "c.pth")),
+                                         ("a/b-2.x@v1:d/c.pth", ("a/b-2.x", "v1", "d/c.pth")),
                                          ("/a/b.pth", None), ("b.pth", None), ("a b/c", None)])
 def test_hub_names(text, found):
     assert hub_name(text) == found

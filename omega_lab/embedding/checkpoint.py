@@ -213,7 +213,7 @@ def weights_sha256(weights: Weights) -> str:
     for name in sorted(weights):
         array = weights[name].detach().float().cpu().contiguous()
         digest.update(f"{name} {tuple(array.shape)};".encode())
-        digest.update(memoryview(array.numpy()).cast("B") if array.numel() else b"")
+        digest.update(array.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -144,8 +144,8 @@ class ImageBind:
         with self._lock:
             known = {key: self._texts[key] for key in different if key in self._texts}
         new = [key for key in different if key not in known]
-        found = self.encode_tokens(np.stack([different[key] for key in new])).numpy() if new else []
-        known |= dict(zip(new, found, strict=True))
+        if new:
+            known |= dict(zip(new, self.encode_tokens(np.stack([different[key] for key in new])).numpy(), strict=True))
         with self._lock:
             for key in different:
                 self._texts[key] = known[key]
@@ -174,7 +174,7 @@ def agreement(reference: ImageBind, other: ImageBind, clips: Sequence[ClipInputs
 
     ours, theirs = reference.encode_prepared(clips), other.encode_prepared(clips)
     heard = [(a.audio, b.audio) for a, b in zip(ours, theirs, strict=True) if a.audio is not None and b.audio is not None]
-    found = {"video": lowest([a.video for a in ours], [b.video for b in theirs])}
+    found: dict[str, float] = {"video": lowest([a.video for a in ours], [b.video for b in theirs])}
     if heard:
         found["audio"] = lowest(*zip(*heard))
     return found | {"text": lowest(list(reference.encode_text(texts)), list(other.encode_text(texts)))}

@@ -8,7 +8,6 @@ __all__ = ['Weights', 'HUGE', 'PATCHES', 'TOKENS', 'PRECISIONS', 'Tower', 'Shape
            'tower_flops', 'view_flops', 'sound_flops', 'text_flops']
 
 # %% ../../nbs/04j_embedding_trunks.ipynb #a48302c5
-import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -187,7 +186,7 @@ class Block:
         weight, bias = weights[f"{at}.attn.in_proj_weight"], weights[f"{at}.attn.in_proj_bias"]
         cut = weight.shape[1] if last else 0  # queries apart from keys and values
         self.heads, self.last = heads, last
-        self.query = Linear(weight[:cut], bias[:cut], precision, device) if last else None
+        self.query = Linear(weight[:cut or None], bias[:cut or None], precision, device)  # used by the last block alone
         self.inputs = Linear(weight[cut:], bias[cut:], precision, device)
         self.out, self.wide, self.narrow = linear("attn.out_proj"), linear("mlp.fc1"), linear("mlp.fc2")
         self.norm_1, self.norm_2 = Norm(weights, f"{at}.norm_1", device), Norm(weights, f"{at}.norm_2", device)
@@ -195,7 +194,7 @@ class Block:
         self.extra = [e.view(1, heads, 1, -1) for e in extra]  # a learned key and value more
 
     def linears(self) -> list[Linear]:
-        return [x for x in (self.query, self.inputs, self.out, self.wide, self.narrow) if x is not None]
+        return [*([self.query] if self.last else []), self.inputs, self.out, self.wide, self.narrow]
 
     def _heads(self, x: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
         return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
