@@ -117,6 +117,9 @@ def range_packets(container: av.container.InputContainer, streams: Sequence[av.s
     if start > MARGIN:
         first = start - MARGIN if _lands_before(container, streams, start - MARGIN) else 0.0
         container.seek((streams[0].start_time or 0) + int(first / streams[0].time_base), stream=streams[0], backward=True, any_frame=False)
+    if math.isinf(end):
+        yield from container.demux(streams)
+        return
     running = {stream.index for stream in streams}
     for packet in container.demux(streams):
         yield packet
@@ -183,7 +186,8 @@ def upright(frame: av.VideoFrame) -> np.ndarray:
 def decode_frames(path: str | os.PathLike, container: av.container.InputContainer, stream: av.video.stream.VideoStream,
                   keys: Sequence[int], wanted: Sequence[int]) -> dict[int, np.ndarray]:
     "uint8[height, width, 3] (rgb) by time in ticks. `MediaError` when a frame cannot be had."
-    stream.codec_context.thread_count = 1  # more would decode ahead what nobody asked for
+    if not stream.codec_context.is_open:
+        stream.codec_context.thread_count = 1  # more would decode ahead what nobody asked for
     found: dict[int, np.ndarray] = {}
     for key, group in _groups(wanted, keys).items():
         for begin, skip in ((key, stream.codec_context.name in HONEST), (key, False), (keys[0], False)):
@@ -217,15 +221,20 @@ def scaled_size(height: int, width: int) -> tuple[int, int]:
 def scale_frame(rgb: np.ndarray) -> np.ndarray:
     "float32[3, h, w] of uint8[height, width, 3], normalised; the shorter of h and w is 224."
     (high, wide), (height, width) = scaled_size(*rgb.shape[:2]), rgb.shape[:2]
-    top, bottom, down = _taps(height, high)
-    rows = rgb[top].astype(np.float32)
-    rows += (rgb[bottom] - rows) * down[:, None, None]
-    left, right, along = _taps(width, wide)
-    out = rows[:, left]
-    out += (rows[:, right] - out) * along[None, :, None]
-    out *= 1 / (255 * np.array(SPREAD, np.float32))
-    out -= np.array(MEAN, np.float32) / np.array(SPREAD, np.float32)
-    return out.transpose(2, 0, 1)
+    rows = _between(rgb.reshape(height, -1), *_taps(height, high), axis=0).reshape(high, width, 3)
+    colours = np.empty((3, high, width), np.float32)
+    for colour, mean, spread in zip(range(3), MEAN, SPREAD):
+        np.multiply(rows[..., colour], np.float32(1 / (255 * spread)), out=colours[colour])
+        colours[colour] -= np.float32(mean / spread)
+    return _between(colours, *_taps(width, wide), axis=2)
+
+
+def _between(pixels: np.ndarray, low: np.ndarray, high: np.ndarray, weight: np.ndarray, axis: int) -> np.ndarray:
+    "float32 interpolation along an axis (the first or the last): between the lines `low` and `high`."
+    first, second = (pixels.take(lines, axis).astype(np.float32, copy=False) for lines in (low, high))
+    second -= first
+    second *= weight if axis else weight[:, None]
+    return np.add(first, second, out=first)
 
 # %% ../../nbs/04f_embedding_views.ipynb #e79c5c67
 def crop_corners(high: int, wide: int) -> list[tuple[int, int]]:
