@@ -121,7 +121,8 @@ class Linear:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, precision: str, device: torch.device):
-        self._weight, self.bias, self.precision, self.device = weight, bias, precision, device
+        self.bias, self.precision, self.device = bias, precision, device
+        self._weight: torch.Tensor | None = weight
         self._ready: tuple[Callable[..., torch.Tensor], torch.Tensor] | None = None
 
     def ready(self) -> tuple[Callable[..., torch.Tensor], torch.Tensor]:
@@ -133,6 +134,7 @@ class Linear:
 
     def _laid_out(self) -> tuple[Callable[..., torch.Tensor], torch.Tensor]:
         weight, dtype = self._weight, PRECISIONS[self.precision]
+        assert weight is not None, "laid out once"
         if self.precision == "int8":
             self.scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
             return self._int8, (weight / self.scale[:, None]).round().to(dtype).t()
