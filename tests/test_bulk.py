@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import toy_batch
 
-from omega_lab.embedding import bulk
+from omega_lab.embedding import bulk, get_encoder
 from omega_lab.embedding.bulk import PoolError, PreparePool, Range, TextVectors, embed_batches, embed_clips
 from omega_lab.embedding.files import Captions, embed_files, list_ranges
 from omega_lab.embedding.vector_file import VectorFile
@@ -376,6 +376,17 @@ def test_too_large_a_batch_is_said(films, tmp_path):
     child = command(films, tmp_path / "films.parquet", encoder="toy_batch:Greedy")
     _, trouble = child.communicate(timeout=60)
     assert child.returncode == 1 and "out of memory" in trouble and "--batch" in trouble and "Traceback" not in trouble
+
+
+def test_the_bridge_gives_what_it_gives_alone(films, tmp_path):
+    bridge, out = get_encoder("bridge"), tmp_path / "films.parquet"
+    wanted = [f"{films}/00.mp4@0-1", films / "01.mp4"]
+    assert embed_files(bridge, list_ranges(wanted), out, Captions(films), batch=1).embedded == 2
+    rows = pq.read_table(out).to_pylist()
+    assert [(row["path"], row["start"], row["end"], row["caption"]) for row in rows] == [("00.mp4", 0, 1, "caption 0"), ("01.mp4", None, None, "caption 0")]
+    for row, direct in zip(rows, [bridge.encode_clip(films / "00.mp4", 0, 1), bridge.encode_clip(films / "01.mp4")]):
+        assert np.array_equal(np.float32(row["video"]), direct.video) and row["audio"] is None
+        assert np.allclose(row["caption_vector"], bridge.encode_text(["caption 0"])[0], atol=1e-6)
 
 
 def test_a_film_written_to_meanwhile_is_no_row_of_vectors(films, tmp_path):

@@ -94,7 +94,7 @@ def list_ranges(
 def _name(path: Path, root: str) -> str:
     "The path below the root, as UTF-8 whatever the disk holds."
     name = os.path.relpath(os.path.abspath(path), root)
-    if name.startswith(".."):
+    if Path(name).parts[:1] == ("..",):
         raise ListingError(f"{path} does not lie below the root {root}: name another root")
     return os.fsencode(name).decode("utf-8", "backslashreplace").replace(os.sep, "/")
 
