@@ -10,6 +10,7 @@ __all__ = ['ONE_THREAD', 'PROGRAM', 'TRIES', 'Embedded', 'MEMORY_MB', 'PIECE', '
 # %% ../../nbs/04m_embedding_bulk.ipynb #ead765da
 import os
 import pickle
+import select
 import subprocess
 import sys
 import threading
@@ -66,7 +67,10 @@ def serve(descriptor: int) -> None:
 
 
 def _leave_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)
+    "Wait for the end of the lifeline, or for another parent: whoever the parent has forked holds the line, too."
+    parent = os.getppid()
+    while os.getppid() == parent and not select.select([sys.stdin], [], [], 1.0)[0]:
+        pass
     os._exit(1)
 
 

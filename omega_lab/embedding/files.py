@@ -94,7 +94,7 @@ def list_ranges(
 def _name(path: Path, root: str) -> str:
     "The path below the root, as UTF-8 whatever the disk holds."
     name = os.path.relpath(os.path.abspath(path), root)
-    if name.startswith(".."):
+    if Path(name).parts[:1] == ("..",):
         raise ListingError(f"{path} does not lie below the root {root}: name another root")
     return os.fsencode(name).decode("utf-8", "backslashreplace").replace(os.sep, "/")
 
@@ -181,7 +181,7 @@ class Selection:
 
     def of(self, listed: Iterable[Wanted]) -> Iterator[Wanted]:
         for wanted in listed:
-            wanted = replace(wanted, sha256=self._digest(wanted.path), caption=self.captions(wanted))
+            wanted = replace(wanted, sha256=self.digest(wanted.path), caption=self.captions(wanted))
             content = wanted.sha256, wanted.start, wanted.end
             if stored := self.file.done(wanted.key, wanted.sha256, wanted.caption):
                 self._count(wanted, stored.error)
@@ -192,7 +192,8 @@ class Selection:
                     self._underway.add(content)
                 yield wanted
 
-    def _digest(self, path: Path) -> str | None:
+    def digest(self, path: Path) -> str | None:
+        "SHA-256 of a file as it is now; it is read again only when its size or time has changed. None when it cannot be read."
         try:
             return self._hashes.digest(path)
         except (MediaError, OSError):
@@ -218,6 +219,13 @@ def rows_of(outcomes: Sequence[Outcome], texts: TextVectors) -> list[Row]:
         rows.append(replace(row, error=vectors) if isinstance(vectors, str) else
                     replace(row, vectors=vectors, caption_vector=said[wanted.caption] if wanted.caption else None))
     return rows
+
+
+def _settled(chosen: Selection, wanted: Wanted, vectors: ClipVectors | MediaError) -> Outcome:
+    "An outcome to be stored, unless the film was written to meanwhile: then nobody knows what the vectors are of."
+    if isinstance(vectors, MediaError):
+        return wanted, vectors.cause
+    return wanted, vectors if chosen.digest(wanted.path) == wanted.sha256 else "changed while it was read"
 
 
 def _copy(file: VectorFile, wanted: Wanted) -> Outcome:
@@ -253,7 +261,7 @@ def embed_files(
         chosen = Selection(file, captions or Captions(sidecars=False), tally)
         with closing(embed_batches(encoder, chosen.of(listed), workers, batch, most_waiting)) as groups:
             for group in groups:
-                _store(file, [(w, v.cause if isinstance(v, MediaError) else v) for w, v in group], texts, tally, bar)  # type: ignore[misc]
+                _store(file, [_settled(chosen, wanted, vectors) for wanted, vectors in group], texts, tally, bar)  # type: ignore[arg-type]
         for first in range(0, len(chosen.copies), COPIES):
             _store(file, [_copy(file, wanted) for wanted in chosen.copies[first:first + COPIES]], texts, tally, bar, copied=True)
         file.finish()
