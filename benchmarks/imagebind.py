@@ -1,4 +1,4 @@
-"""How near ImageBind is to what this machine can do: `python benchmarks/imagebind.py [--write] [FILM]`. Prints JSON.
+"""How near ImageBind is to what this machine can do: `python benchmarks/imagebind.py [--write] [--small] [FILM]`. Prints JSON.
 
 Weights by rule, of full size (made once: 5 GB in the data folder, removed again with `--tidy`). FILM: a clip with sound; without one,
 120 s at 640 x 360 with a key frame every 250 frames are made from a sample. Everything is measured in one run, medians of five:
@@ -10,7 +10,8 @@ precision  vision tower in bf16 and int8: seconds and the lowest cosine with fp3
 memory     anonymous memory of a process of its own (weights, highest with 1 and with 8 square clips), by precision
 straight   the straightforward way on one clip: decode everything, one thread, modules of torch; against ours
 
-`--write` keeps the figures in data/speed_of_light.json, which nbs/04n_embedding_light.ipynb shows.
+`--write` keeps the figures in data/speed_of_light.json, which nbs/04n_embedding_light.ipynb shows. `--small`: a model of a thousandth
+of the size, to see that everything runs; its figures say nothing.
 """
 
 import gc
@@ -32,19 +33,22 @@ from slow_imagebind import slow_clips, slow_views  # noqa: E402
 from slow_imagebind_model import SlowImageBind  # noqa: E402
 
 from omega_lab.embedding.imagebind import ClipInputs, ImageBind, clip_inputs, tokenize  # noqa: E402
-from omega_lab.embedding.trunks import weights_by_rule  # noqa: E402
+from omega_lab.embedding.trunks import HUGE, Shape, Tower, weights_by_rule  # noqa: E402
 
-WEIGHTS = ROOT / "data" / "imagebind_by_rule.pth"
+SMALL = "--small" in sys.argv
+SHAPE = Shape(32, Tower(64, 3, 2), Tower(48, 2, 2), Tower(40, 2, 2)) if SMALL else HUGE
+WEIGHTS = ROOT / "data" / f"imagebind_by_rule{'_small' * SMALL}.pth"
 CAPTION = ["a rabbit comes out of its burrow, stretches and looks at the morning over the meadow"]
 MEMORY = """
 import os, sys, threading, time, torch
 from omega_lab.embedding.imagebind import ClipInputs, ImageBind
-path, precision = sys.argv[1:]
+from omega_lab.embedding.trunks import Shape, Tower
+path, precision, shape = sys.argv[1:]
 def anonymous(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 1e6
 before, highest, stop = anonymous(), [0.0], threading.Event()
 def watch():
     while not stop.wait(0.005): highest[0] = max(highest[0], anonymous())
-encoder = ImageBind(path, device="cpu", precision=precision).lay_out()
+encoder = ImageBind(path, device="cpu", precision=precision, shape=eval(shape)).lay_out()
 print(round(anonymous() - before, 2))
 threading.Thread(target=watch, daemon=True).start()
 for n in (1, 8):
@@ -61,7 +65,7 @@ def seconds(work) -> float:
 
 
 def naive_load() -> SlowImageBind:
-    model = SlowImageBind()
+    model = SlowImageBind(SHAPE)
     model.load_state_dict(torch.load(WEIGHTS, map_location="cpu", weights_only=True))
     return model
 
@@ -72,8 +76,8 @@ def load_times(repeats: int = 5) -> dict:
     for _ in range(repeats):
         naive.append(seconds(naive_load))
         gc.collect()
-        opened.append(seconds(lambda: ImageBind(WEIGHTS, device="cpu")))
-        ready.append(seconds(lambda: ImageBind(WEIGHTS, device="cpu").lay_out()))
+        opened.append(seconds(lambda: ImageBind(WEIGHTS, device="cpu", shape=SHAPE)))
+        ready.append(seconds(lambda: ImageBind(WEIGHTS, device="cpu", shape=SHAPE).lay_out()))
         gc.collect()
     n, o, r = map(statistics.median, (naive, opened, ready))
     return {"naive_s": round(n, 2), "opened_s": round(o, 2), "laid_out_s": round(r, 2),
@@ -84,7 +88,7 @@ def precision_costs(fp32: ImageBind, inputs: ClipInputs, fp32_seconds: float) ->
     views = torch.from_numpy(inputs.views)[None]
     truth, found = fp32.encode_views(views)[0], {"fp32": {"vision_s": round(fp32_seconds, 2), "cosine": 1.0}}
     for precision in ("bf16", "int8"):
-        other = ImageBind(WEIGHTS, device="cpu", precision=precision).lay_out()
+        other = ImageBind(WEIGHTS, device="cpu", shape=SHAPE, precision=precision).lay_out()
         cosine = torch.nn.functional.cosine_similarity(other.encode_views(views)[0], truth, dim=0)
         found[precision] = {"vision_s": round(median_seconds(lambda: other.encode_views(views), 3), 2), "cosine": round(float(cosine), 5)}  # noqa: B023
     return found
@@ -93,7 +97,7 @@ def precision_costs(fp32: ImageBind, inputs: ClipInputs, fp32_seconds: float) ->
 def memory() -> dict:
     found = {}
     for precision in ("fp32", "bf16", "int8"):
-        done = subprocess.run([sys.executable, "-c", MEMORY, str(WEIGHTS), precision], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", MEMORY, str(WEIGHTS), precision, repr(SHAPE)], capture_output=True, text=True, check=True)
         found[precision] = dict(zip(("weights_gb", "highest_1_clip_gb", "highest_8_clips_gb"), map(float, done.stdout.split())))
     return found
 
@@ -118,12 +122,12 @@ def sample(folder: Path) -> Path:
 
 def main(arguments: list[str]) -> None:
     if not WEIGHTS.exists():
-        torch.save(weights_by_rule(), WEIGHTS)
+        torch.save(weights_by_rule(SHAPE), WEIGHTS)
     named = [Path(a) for a in arguments if not a.startswith("--")]
     with tempfile.TemporaryDirectory() as folder:
         film = named[0] if named else sample(Path(folder))
         inputs, ids = clip_inputs(film), torch.from_numpy(tokenize(CAPTION))
-        load, encoder = load_times(), ImageBind(WEIGHTS, device="cpu").lay_out()
+        load, encoder = load_times(), ImageBind(WEIGHTS, device="cpu", shape=SHAPE).lay_out()
         torch.set_num_threads(1)
         one_thread, copy = max(product_rates().values()), copy_rate()
         torch.set_num_threads(this_machine()["cores"])
@@ -145,7 +149,7 @@ def main(arguments: list[str]) -> None:
     if "--tidy" in arguments:
         WEIGHTS.unlink()
     text = json.dumps(found, indent=1)
-    if "--write" in arguments:
+    if "--write" in arguments and not SMALL:
         (ROOT / "data" / "speed_of_light.json").write_text(text + "\n")
     print(text)
 

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from omega_lab.doctor import check_encoder_choice
 from omega_lab.embedding import Encoder, ImageBind, get_encoder
+from omega_lab.embedding.bulk import Range, embed_clips
 from omega_lab.embedding.checkpoint import CheckpointError, convert, hub_name, open_checkpoint, read_weights
 from omega_lab.embedding.imagebind import agreement, clip_inputs, views_at_once
 from omega_lab.embedding.trunks import HUGE, Linear, Shape, Tower, expected_shapes, weights_by_rule
-from omega_lab.media import write_film
+from omega_lab.media import MediaError, write_film
 from omega_lab.settings import load_settings
 
 SMALL = Shape(32, Tower(64, 3, 2), Tower(48, 2, 2), Tower(40, 2, 2))
@@ -168,7 +169,8 @@ def test_a_pickled_module_becomes_a_table_without_running_it(tmp_path, weights, 
     with pytest.raises(CheckpointError, match="checkpoint convert"):
         read_weights(tmp_path / "module.pt")
     program = ("import sys; sys.path = [p for p in sys.path if not p.endswith('tests')]\n"  # where the module's classes are not
-               "from omega_lab.embedding.checkpoint import convert; print(convert(sys.argv[1], sys.argv[2]))")
+               "from omega_lab.embedding.bulk import Range, embed_clips
+from omega_lab.embedding.checkpoint import convert; print(convert(sys.argv[1], sys.argv[2]))")
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "module.pt", tmp_path / "table.safetensors"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert open_checkpoint(tmp_path / "table.safetensors", SMALL).sha256() and int(done.stdout) == len(weights)
@@ -226,6 +228,18 @@ def test_notice_comes_once(weights):
                f"s = {SMALL!r}\nfor _ in range(2): ImageBind(weights_by_rule(s), shape=s)")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr.count("CC-BY-NC-SA 4.0") == 1, done.stderr
+
+
+def test_workers_read_while_the_model_computes(tmp_path, encoder):
+    films = [write_film(tmp_path / f"{name}.mp4", (np.full((90, size, 3), n * k, np.uint8) for n in range(24)), sound=np.sin(np.arange(32000) / k) / 2)
+             for name, size, k in (("wide", 160, 3), ("square", 90, 5), ("tall", 60, 7))]
+    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    ranges = [*map(Range, films), Range(films[0], 0.5, 1.5), Range(tmp_path / "broken.mp4")]
+    found = [given for _, given in embed_clips(encoder, ranges, workers=2, batch=3)]
+    assert isinstance(found.pop(), MediaError)
+    for one, given in zip(ranges, found):
+        alone = encoder.encode_clip(one.path, one.start, one.end)
+        assert np.allclose(given.video, alone.video, atol=1e-5) and np.allclose(given.audio, alone.audio, atol=1e-5)
 
 
 @pytest.mark.full
