@@ -126,7 +126,7 @@ class Worker:
         except WorkerLost as lost:
             if (self.process.returncode or 0) < 0:
                 raise
-            raise PoolError(f"a worker cannot start ({lost}); what it said stands above") from lost
+            raise PoolError(f"a worker cannot start (it {lost}); what it said stands above") from lost
         if trouble:
             raise PoolError(f"a worker cannot load the function that prepares clips ({trouble}): it must stand in a module that can be imported")
 
@@ -137,8 +137,11 @@ class Worker:
                 raise TimeoutError
             return self.connection.recv()
         except (EOFError, ConnectionError) as error:
-            code = self.process.wait()
-            raise WorkerLost(f"killed by signal {-code}" if code < 0 else f"ended with code {code}") from error
+            raise self._lost() from error
+
+    def _lost(self) -> WorkerLost:
+        code = self.process.wait()
+        return WorkerLost(f"killed by signal {-code}" if code < 0 else f"ended with code {code}")
 
     def ask(self, wanted: Range, patience: float) -> list[int] | MediaError:
         "Have a range prepared: the sizes in bytes of what can be received then, or why there is nothing. WorkerLost."
@@ -159,7 +162,7 @@ class Worker:
             for part in parts:
                 self.connection.recv_bytes_into(part) if part else self.connection.recv_bytes()
         except (EOFError, ConnectionError) as error:
-            raise WorkerLost(f"killed by signal {-self.process.wait()}") from error
+            raise self._lost() from error
         return pickle.loads(parts[0], buffers=parts[1:])
 
     def end(self) -> None:
@@ -245,7 +248,7 @@ class PreparePool:
                 return worker, self._take_in(worker, number, said), sum(said)
             except WorkerLost as lost:
                 cause = str(lost)
-        return worker, MediaError(wanted.path, f"the process preparing it was {cause}, {TRIES} times; if memory ran out, take fewer workers"), 0
+        return worker, MediaError(wanted.path, f"{TRIES} times the process preparing it was lost ({cause}); if memory ran out, take fewer workers"), 0
 
     def _take_in(self, worker: Worker, number: int, sizes: Sequence[int]) -> Any:
         "Receive what was prepared once there is room for it. WorkerLost."
@@ -261,11 +264,12 @@ class PreparePool:
 
     def _hire(self, dead: Worker | None) -> Worker:
         self._dismiss(dead)
-        worker = Worker(self._prepare)
-        with self._change:
-            self._workers.add(worker)
-            if self._closed:
-                raise PoolError("the pool is closed")
+        if not self._closed:
+            worker = Worker(self._prepare)
+            with self._change:
+                self._workers.add(worker)  # `close` ends it, now or later
+        if self._closed:
+            raise PoolError("the pool is closed")
         worker.start()
         return worker
 
