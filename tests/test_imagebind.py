@@ -169,8 +169,7 @@ def test_a_pickled_module_becomes_a_table_without_running_it(tmp_path, weights, 
     with pytest.raises(CheckpointError, match="checkpoint convert"):
         read_weights(tmp_path / "module.pt")
     program = ("import sys; sys.path = [p for p in sys.path if not p.endswith('tests')]\n"  # where the module's classes are not
-               "from omega_lab.embedding.bulk import Range, embed_clips
-from omega_lab.embedding.checkpoint import convert; print(convert(sys.argv[1], sys.argv[2]))")
+               "from omega_lab.embedding.checkpoint import convert; print(convert(sys.argv[1], sys.argv[2]))")
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "module.pt", tmp_path / "table.safetensors"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert open_checkpoint(tmp_path / "table.safetensors", SMALL).sha256() and int(done.stdout) == len(weights)
