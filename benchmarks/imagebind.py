@@ -28,11 +28,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from omega_lab.embedding.light import as_rows, copy_rate, media_stages, median_seconds, model_stages, product_rates, this_machine  # noqa: E402
 from slow_imagebind import slow_clips, slow_views  # noqa: E402
 from slow_imagebind_model import SlowImageBind  # noqa: E402
 
 from omega_lab.embedding.imagebind import ClipInputs, ImageBind, clip_inputs, tokenize  # noqa: E402
+from omega_lab.embedding.light import as_rows, copy_rate, media_stages, median_seconds, model_stages, product_rates, this_machine  # noqa: E402
 from omega_lab.embedding.trunks import HUGE, Shape, Tower, weights_by_rule  # noqa: E402
 
 SMALL = "--small" in sys.argv

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from .imagebind import ImageBind
 from .inputs import ClipInputs
 from .sound import Track, listen
-from .trunks import HUGE, PATCHES, Linear, Shape, Tower, sound_flops, text_flops, view_flops
+from .trunks import PATCHES, Linear, Tower, sound_flops, text_flops, view_flops
 from .views import FrameIndex, decode_frames, frame_rate, open_tracks, range_packets, scale_frame, wanted_frames
 
 # %% ../../nbs/04n_embedding_light.ipynb #2c1248ae
