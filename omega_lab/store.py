@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MIGRATIONS', 'RULES', 'StoreError', 'ResponseRecord', 'RoundRecord', 'write_parquet', 'write_body', 'vectors_frame',
-           'Store', 'sync_index', 'entry_id', 'StoredResponse', 'stored_responses', 'rescore_response']
+           'Store', 'sync_index', 'entry_id', 'row_uuid', 'StoredResponse', 'stored_responses', 'rescore_response']
 
 # %% ../nbs/08_store.ipynb #6ebede2a
 import gzip
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -81,6 +82,7 @@ class RoundRecord:
     responses: tuple[ResponseRecord, ...]
     novelty_from: str = "own"  # own, or the address of the service that was asked
     secret: str = ""  # what the choice of clips follows from; its commitment went out with the question
+    validator_hotkey: str = ""  # whose round it was; goes into the dataset with every row
 
 # %% ../nbs/08_store.ipynb #876c2f30
 MIGRATIONS = [[
@@ -168,6 +170,15 @@ MIGRATIONS = [[
     """create table audio_clips(round bigint, hotkey varchar, position integer, video_id varchar not null, views bigint not null,
        start_time integer not null, end_time integer not null, accepted boolean not null, reason varchar not null, relevance double,
        wav_sha256 varchar not null, turns json not null, primary key (round, hotkey, position))""",
+], [
+    "alter table rounds add column validator_hotkey varchar default ''",
+    "alter table shards add column hub varchar default ''",  # where its commit went; empty: written before there were hubs
+    "alter table shards add column held bigint",  # rows in the file: those planned without those taken down
+    "alter table shards add column replaces varchar default ''",  # the shard this one stands for, without what was taken down
+    "alter table shards add column gone boolean default false",  # deleted from the hub: replaced, or nothing of it was left
+    "update shards set held = rows",
+    "create table commits(id varchar primary key, hub varchar not null, acknowledged timestamp not null, shards integer not null)",
+    "create table takedowns(id varchar primary key, reason varchar not null, taken_down_at timestamp not null)",
 ]]
 RULES = 1  # edition of the rules: 1 looks at shared seconds, unverifiable records and supported words
 
@@ -312,9 +323,10 @@ class Store:
         return self.averages()
 
     def _insert_round(self, r: RoundRecord) -> None:
-        self._con.execute("insert into rounds values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [
+        self._con.execute("insert into rounds values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [
             r.number, r.query, r.seed, r.started_at, r.ended_at, r.block, r.settings.validator.num_videos, r.encoder,
-            r.thresholds.model_dump_json(), r.settings.score_hash(), r.settings.public().model_dump_json(), r.index_version, r.novelty_from, r.secret, RULES])
+            r.thresholds.model_dump_json(), r.settings.score_hash(), r.settings.public().model_dump_json(), r.index_version, r.novelty_from, r.secret, RULES,
+            r.validator_hotkey])
         averages, row = self.averages(), self.corpus_rows()
         for response in r.responses:
             average = update_average(averages.get(response.hotkey, 0.0), response.verdict.reward, r.settings.validator.average_alpha)
@@ -416,11 +428,13 @@ class Store:
         return pl.read_parquet(self.vectors_path(number))
 
     def corpus_entries(self, first: int, rows: int) -> pl.DataFrame:
-        "Clips that entered, from row `first` on, at most `rows`, with their vectors, in order of entry."
-        clips = self.sql("""select c.*, r.query as topic, p.received_at from clips c join rounds r using (round)
+        "Clips that entered, from row `first` on, at most `rows`, with their vectors and what judged them, in order of entry."
+        clips = self.sql("""select c.*, r.query as topic, p.received_at, r.encoder, r.settings_hash, r.index_version, r.validator_hotkey,
+            (r.settings->'scoring'->>'profile') || '@' || r.rules as scorer from clips c join rounds r using (round)
             join responses p using (round, hotkey) where corpus_row >= ? and corpus_row < ? order by corpus_row""", first, first + rows)
         if clips.is_empty():
             return clips
+        clips = clips.with_columns(store=pl.when(pl.col("validator_hotkey") != "").then(pl.lit(self.name)).otherwise(pl.lit("")))
         vectors = pl.concat(self.vectors(n).with_columns(round=pl.lit(n, pl.Int64)) for n in clips["round"].unique().to_list())
         return clips.join(vectors, on=["round", "hotkey", "position"], how="left", maintain_order="left")
 
@@ -435,7 +449,7 @@ class Store:
 
     def plan_shard(self, shard: str, path: str, first: int, rows: int) -> None:
         "Note that these rows are to become a shard, before any byte of it is written."
-        self._con.execute("insert into shards values (?, ?, ?, ?, false)", [shard, path, first, rows])
+        self._con.execute("insert into shards(shard, path, first_row, rows, written) values (?, ?, ?, ?, false)", [shard, path, first, rows])
 
     def shard_written(self, shard: str) -> None:
         "The shard is where it should be; nothing of it needs to be written again."
@@ -455,6 +469,14 @@ def sync_index(index: NoveltyIndex, store: Store) -> int:
 def entry_id(number: int, hotkey: str, position: int, video_id: str) -> str:
     "A row's name in the index: which clip, and where it came in."
     return f"{number}/{hotkey}/{position}/{video_id}"
+
+# %% ../nbs/08_store.ipynb #60099456
+_NAMESPACE = uuid.UUID("6d0b3a5e-3c52-4a4f-9a54-0f6a1c5b9e10")
+
+
+def row_uuid(number: int, hotkey: str, position: int, store: str = "") -> str:
+    "A row's `video_id` in the dataset: always the same for the same row of the same store."
+    return str(uuid.uuid5(_NAMESPACE, "/".join(part for part in (store, str(number), hotkey, str(position)) if part)))
 
 # %% ../nbs/08_store.ipynb #4095515e
 @dataclass(frozen=True)

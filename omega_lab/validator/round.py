@@ -352,7 +352,7 @@ def commit_draft(v: Validator, draft: Draft) -> RoundRecord:
     record = RoundRecord(v.store.next_round(), draft.topic, draft.query, secret_seed(draft.secret), draft.started, now(), draft.metagraph.block,
                          v.latent_space, draft.thresholds, v.settings, draft.version,
                          mark_entering(draft.responses, v.index, draft.version, draft.thresholds.novelty, v.settings.scoring.max_overlap),
-                         v.novelty_from, draft.secret)
+                         v.novelty_from, draft.secret, v.wallet.hotkey.ss58_address)
     v.store.commit_round(record)
     sync_index(v.index, v.store)
     keep_prints(v.frames, record, draft.prints)
