@@ -124,3 +124,10 @@ def test_several_files_of_weights_want_a_name(hub, tmp_path):
     hub.listed = ["a.pth", "b.safetensors"]
     assert "holds 2 files of weights (a.pth, b.safetensors): name one" in opened(hub, tmp_path, "someone/model")
     assert opened(hub, tmp_path, "someone/model:none.pth").startswith("refused: someone/model cannot be had from the hub")
+
+
+def test_a_hub_that_is_not_there_is_one_sentence(hub, tmp_path):
+    hub.shutdown()
+    hub.server_close()
+    said = opened(hub, tmp_path, "someone/model:w.pth")
+    assert said.startswith("refused: someone/model cannot be had from the hub: ") and said.endswith("give its path")

@@ -170,7 +170,7 @@ def from_hub(name: HubName) -> Path:
     "The local copy of a hub's file, downloaded if need be, its SHA-256 as the hub states it. Raises `CheckpointError`."
     from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from httpx import HTTPError
+    from httpx2 import HTTPError  # the client of the hub's client
 
     try:
         api = HfApi()
