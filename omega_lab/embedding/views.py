@@ -295,7 +295,10 @@ def look(path: str | os.PathLike, container: av.container.InputContainer, index:
     if len({picture.shape for picture in pictures.values()}) > 1:
         raise MediaError(path, "changes its picture size on the way")
     scaled = {ticks: scale_frame(picture) for ticks, picture in pictures.items()}
-    return np.stack([np.stack([scaled[a], scaled[b]], axis=1) for a, b in zip(wanted[::2], wanted[1::2])])
+    frames = np.empty((CLIPS, 3, 2, *scaled[wanted[0]].shape[1:]), np.float32)
+    for k, ticks in enumerate(wanted):
+        frames[k // 2, :, k % 2] = scaled[ticks]
+    return frames
 
 # %% ../../nbs/04f_embedding_views.ipynb #78b8adf4
 def video_views(path: str | os.PathLike, start: float | None = None, end: float | None = None) -> np.ndarray:
