@@ -12,7 +12,7 @@ __all__ = ['CLIPS', 'SECONDS', 'IGNORE_EDITS', 'MARGIN', 'HONEST', 'SIDE', 'MEAN
 import math
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -195,8 +195,8 @@ def _groups(wanted: Sequence[int], keys: Sequence[int]) -> dict[int, set[int]]:
 
 
 def _decode_run(container: av.container.InputContainer, stream: av.video.stream.VideoStream, key: int, wanted: set[int],
-                skip: bool) -> dict[int, np.ndarray]:
-    "uint8[height, width, 3] by time, of those wanted frames that decoding from `key` on brings. `skip`: leave out what no frame refers to."
+                skip: bool, take: Callable[[av.VideoFrame], np.ndarray]) -> dict[int, np.ndarray]:
+    "What `take` makes of those wanted frames that decoding from `key` on brings, by time. `skip`: leave out what no frame refers to."
     found, left, coder = {}, set(wanted), stream.codec_context
     container.seek(key, stream=stream, backward=True, any_frame=False)
     for packet in container.demux(stream):
@@ -205,7 +205,7 @@ def _decode_run(container: av.container.InputContainer, stream: av.video.stream.
         done = packet.pts is not None and not left
         for frame in [*packet.decode(), *(coder.decode(None) if done else ())]:  # the end brings out frames held back for their order
             if frame.pts in wanted:
-                found[frame.pts] = upright(frame)
+                found[frame.pts] = take(frame)
         if done:
             break
     return found
@@ -218,14 +218,14 @@ def upright(frame: av.VideoFrame) -> np.ndarray:
 
 
 def decode_frames(path: str | os.PathLike, container: av.container.InputContainer, stream: av.video.stream.VideoStream,
-                  keys: Sequence[int], wanted: Sequence[int]) -> dict[int, np.ndarray]:
-    "uint8[height, width, 3] (rgb) by time in ticks. `MediaError` when a frame cannot be had."
+                  keys: Sequence[int], wanted: Sequence[int], take: Callable[[av.VideoFrame], np.ndarray] = upright) -> dict[int, np.ndarray]:
+    "Wanted frames by time in ticks, each as `take` makes it: uint8[height, width, 3] (rgb). `MediaError` when one cannot be had."
     if not stream.codec_context.is_open:
         stream.codec_context.thread_count = 1  # more would decode ahead what nobody asked for
     found: dict[int, np.ndarray] = {}
     for key, group in _groups(wanted, keys).items():
         for begin, skip in ((key, stream.codec_context.name in HONEST), (key, False), (keys[0], False)):
-            found |= _decode_run(container, stream, begin, group - found.keys(), skip)
+            found |= _decode_run(container, stream, begin, group - found.keys(), skip, take)
             if group <= found.keys():
                 break
         else:
@@ -291,10 +291,9 @@ def look(path: str | os.PathLike, container: av.container.InputContainer, index:
     shown = frames_within(path, stream, index, start, end)
     hidden = 0 if start or end < math.inf else hidden_frames(path, container)
     wanted = [shown[k] for k in wanted_frames(len(shown), frame_rate(stream, shown), hidden, index.places)]
-    pictures = decode_frames(path, container, stream, index.keys, wanted)
-    if len({picture.shape for picture in pictures.values()}) > 1:
-        raise MediaError(path, "changes its picture size on the way")
-    scaled = {ticks: scale_frame(picture) for ticks, picture in pictures.items()}
+    scaled = decode_frames(path, container, stream, index.keys, wanted, lambda frame: scale_frame(upright(frame)))  # never ten large ones at once
+    if len({picture.shape for picture in scaled.values()}) > 1:
+        raise MediaError(path, "changes the shape of its picture on the way")
     frames = np.empty((CLIPS, 3, 2, *scaled[wanted[0]].shape[1:]), np.float32)
     for k, ticks in enumerate(wanted):
         frames[k // 2, :, k % 2] = scaled[ticks]
