@@ -1,6 +1,6 @@
-"""What preparing a clip for ImageBind costs: `python benchmarks/preprocessing.py [--film FILM] [--json]`.
+"""What preparing a clip for ImageBind costs: `python benchmarks/preprocessing.py [--film FILM] [--keys N] [--json]`.
 
-A clip of 120 s, 640 × 360, 25 frames a second, H.264 as x264 makes it by default with a key every 250 frames, stereo AAC at 44.1 kHz, is
+A clip of 120 s, 640 × 360, 25 frames a second, H.264 as x264 makes it by default with a key every N (250) frames, stereo AAC at 44.1 kHz, is
 made of a sample film (or one's own is taken) and prepared in turn: the plain way, which decodes the whole picture and the whole
 sound, turns every frame to RGB, picks, scales, crops and normalises, resamples all of the sound; and the lab's way. Printed are medians
 of processor seconds, their ratio, and what the lab's time consists of. The results are compared, too.
@@ -31,7 +31,7 @@ from omega_lab.embedding.views import FrameIndex, _groups, frame_rate, open_trac
 from omega_lab.media import audio  # noqa: E402
 from omega_lab.samples import fetch_archive  # noqa: E402
 
-SECONDS, FPS, SIZE, RATE, KEYS = 120, 25, (640, 360), 44_100, 250
+SECONDS, FPS, SIZE, RATE = 120, 25, (640, 360), 44_100
 
 
 def pictures(scenes: Path):
@@ -54,13 +54,13 @@ def sound(scenes: Path) -> np.ndarray:
     return np.stack([heard, heard[::-1]])
 
 
-def make_film(path: Path) -> None:
+def make_film(path: Path, keys: int = 250) -> None:
     scenes = fetch_archive("moviepy", ROOT / "data") / "bunny.mp4"
     with av.open(str(path), "w") as container:
         film = container.add_stream("libx264", rate=FPS)
         film.width, film.height, film.pix_fmt = *SIZE, "yuv420p"
-        film.codec_context.gop_size = KEYS
-        film.options = {"crf": "23", "sc_threshold": "0", "threads": "1"}  # a key every 250 frames and nowhere else
+        film.codec_context.gop_size = keys
+        film.options = {"crf": "23", "sc_threshold": "0", "threads": "1"}  # keys nowhere else
         track = container.add_stream("aac", rate=RATE, layout="stereo")
         heard, given = sound(scenes), 0
         for n, picture in enumerate(pictures(scenes)):
@@ -116,13 +116,14 @@ def measure(film: Path, times: int = 5) -> dict[str, float]:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--film", type=Path, help="a clip of one's own, with sound")
+    options.add_argument("--keys", type=int, default=250, help="frames from one key to the next")
     options.add_argument("--json", action="store_true", help="print the figures as JSON")
     asked = options.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         film = asked.film or Path(folder) / "film.mp4"
         if not asked.film:
-            make_film(film)
+            make_film(film, asked.keys)
         found = measure(film)
     if asked.json:
         print(json.dumps(found))
