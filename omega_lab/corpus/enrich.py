@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Row', 'ENRICHERS', 'Fetch', 'EnrichError', 'Enricher', 'get_enricher', 'clip_id', 'clip_fetch', 'row_schema',
            'public_reason', 'enrich_row', 'enriched_path', 'clip_rows', 'side_file', 'noted_rows', 'written_rows',
-           'Enriched', 'write_rows', 'enrich_shard', 'run', 'enrichment_configs', 'orphaned']
+           'Enriched', 'write_table', 'enrich_shard', 'run', 'enrichment_configs', 'orphaned']
 
 # %% ../../nbs/09g_corpus_enrich.ipynb #f7e85b25
 import importlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -49,7 +49,7 @@ class Enricher(Protocol):
 _HERE = "omega_lab.corpus.enrichers"
 ENRICHERS = {name: f"{_HERE}:{cls}" for name, cls in {
     "motion": "MotionEnricher", "cuts": "CutsEnricher", "ocr": "OcrEnricher", "transcript": "TranscriptEnricher", "objects": "ObjectsEnricher",
-    "emotion": "EmotionEnricher"}.items()}
+    "emotion": "EmotionEnricher", "embed": "EmbedEnricher"}.items()}
 
 
 def get_enricher(name: str, **options: Any) -> Enricher:
@@ -165,11 +165,14 @@ class Enriched:
         return Enriched(self.shards + other.shards, self.skipped + other.skipped, self.rows + other.rows, self.errors + other.errors)
 
 
-def write_rows(rows: Sequence[Row], schema: pa.Schema, target: Path) -> None:
-    "Write an enriched file whole or not at all."
+def write_table(table: pa.Table, target: Path) -> None:
+    "Write a parquet file whole or not at all; vectors of fixed size are packed by bytes, as in a shard. OSError as the disk does."
+    vectors = [field.name for field in table.schema if pa.types.is_fixed_size_list(field.type)]
+    plain = [name for name in table.column_names if name not in vectors]
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced(target) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema), temporary, compression="zstd", write_page_index=True)
+        pq.write_table(table, temporary, compression="zstd", use_dictionary=plain, use_byte_stream_split=[f"{name}.list.element" for name in vectors],
+                       write_page_index=True, use_content_defined_chunking=True)
 
 # %% ../../nbs/09g_corpus_enrich.ipynb #e3ec09de
 def enrich_shard(
@@ -192,7 +195,7 @@ def enrich_shard(
         return Enriched(skipped=1)
     fresh = _finish(enricher, todo, fetch, side, tick)
     known |= {row["video_id"]: row for row in fresh}
-    write_rows([known[name] for name in dict.fromkeys(ids)], schema, target)
+    write_table(pa.Table.from_pylist([known[name] for name in dict.fromkeys(ids)], schema), target)
     side.unlink(missing_ok=True)
     return Enriched(1, 0, len(fresh), sum(row["error"] is not None for row in fresh))
 

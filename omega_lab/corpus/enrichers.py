@@ -6,7 +6,7 @@
 __all__ = ['WIDTH', 'STILL', 'JUMP', 'LINE', 'PLACE', 'FER_PLUS', 'CONSENT', 'sample_times', 'small_grey', 'flow', 'unexplained',
            'MotionEnricher', 'CutsEnricher', 'OcrEnricher', 'weights_file', 'onnx_session', 'TranscriptEnricher', 'Box',
            'overlap', 'best_boxes', 'fitted', 'read_boxes', 'Detector', 'Tracked', 'corners', 'matches', 'follow',
-           'ObjectsEnricher', 'EmotionEnricher']
+           'ObjectsEnricher', 'EmotionEnricher', 'EmbedEnricher']
 
 # %% ../../nbs/09h_corpus_enrichers.ipynb #2d21d4d8
 import ast
@@ -24,6 +24,7 @@ import pyarrow as pa
 from scipy.optimize import linear_sum_assignment
 
 from .enrich import EnrichError, Row
+from ..embedding.base import Encoder, get_encoder
 from ..focus.reading import Page, RapidReader, ScreenReader, picture_at, plain, read_page, rows
 from ..focus.speech import RATE, Spoken, Transcriber, WhisperTranscriber
 from ..media import MediaError, audio, file_sha256, frames, probe, scene_changes
@@ -376,3 +377,16 @@ class EmotionEnricher:
             raise EnrichError(f"enricher 'emotion': the model has {len(logits)} classes, labels has {len(self.labels)}: give labels=[…] in the model's order")
         odds = np.exp(logits - logits.max())
         return odds / odds.sum()
+
+# %% ../../nbs/09h_corpus_enrichers.ipynb #13101668
+class EmbedEnricher:
+    "A clip's vectors by an encoder (a name as `get_encoder` takes it, or a loaded one); float32[dim] of unit length, `audio` null without sound."
+
+    def __init__(self, encoder: str | Encoder = "bridge", **options: Any):
+        self.encoder = get_encoder(encoder, **options) if isinstance(encoder, str) else encoder
+        self.name, self.revision = f"embed_{self.encoder.name}", f"1-{self.encoder.revision}"
+        self.schema = pa.schema([(f"{part}_embed", pa.list_(pa.float32(), self.encoder.dim)) for part in ("video", "audio", "description")])
+
+    def enrich(self, path: Path, start: float, end: float, row: Row) -> Row:
+        clip, caption = self.encoder.encode_clip(path, start, end), self.encoder.encode_text([row["description"]])[0]
+        return {"video_embed": clip.video, "audio_embed": clip.audio, "description_embed": caption}
