@@ -3,16 +3,26 @@
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from omega_lab.novelty import NoveltyIndex
+from omega_lab.corpus.engines import EnrichShard, ScoreShard, run, stacked_vectors
+from omega_lab.corpus.enrich import clip_fetch, get_enricher
+from omega_lab.corpus.enrich import run as enrich
+from omega_lab.corpus.shards import EMBEDDINGS, read_shard, shard_schema, write_shard
+from omega_lab.media import file_sha256, write_film
+from omega_lab.novelty import NoveltyIndex, unit
 from omega_lab.novelty_milvus import EXACT, MilvusIndex, milvus_client, open_index
+from omega_lab.settings import ScoringSettings
+from omega_lab.sources.folder import FolderSource
 
 ROOT = Path(__file__).parent.parent
 DIM = 32
@@ -153,3 +163,141 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path):
     assert index.version >= 4 * (acknowledged + 1)
     assert index.query(there).novelty.max() < 1e-6
     index.close()
+
+
+# --- engines
+
+daft = pytest.mark.skipif(not importlib.util.find_spec("daft"), reason="pip install 'omega_lab[scale]' in an environment of its own")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    "Three shards of two films each, one of them with a film that is not there."
+    folder = tmp_path_factory.mktemp("corpus")
+    films = folder / "films"
+    films.mkdir()
+    shards, rng = [], np.random.default_rng(0)
+    for n in range(3):
+        rows = []
+        for i in range(2):
+            film = write_film(films / f"{n}{i}.mp4", [np.full((48, 64, 3), (80 * (t // (6 + n)) + 20 * i) % 256, np.uint8) for t in range(24)], 12)
+            source = f"sha256:{file_sha256(film)}" if (n, i) != (1, 1) else f"sha256:{'0' * 64}"
+            vectors = unit(rng.normal(size=(3, 16)).astype(np.float32))
+            rows.append({"video_id": f"{n}-{i}", "youtube_id": source, "source_id": source, "description": f"a grey film, number {i}", "start_time": 0,
+                         "end_time": 2, **dict(zip(EMBEDDINGS, vectors))})
+        shards.append(folder / f"default/train/00{n}/S{n}.parquet")
+        write_shard(pa.Table.from_pylist(rows, shard_schema(16)), shards[-1])
+    return shards, EnrichShard("cuts", clip_fetch(FolderSource(films).fetch))
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(Path(folder).rglob("*.parquet"))}
+
+
+def test_functions_of_a_shard_give_what_one_machine_gives(corpus, tmp_path):
+    shards, cuts = corpus
+    assert run(cuts, shards, tmp_path, progress=False) == [tmp_path / f"cuts/train/00{n}/S{n}.parquet" for n in range(3)]
+    enrich(get_enricher("cuts"), shards, cuts.fetch, tmp_path / "other", progress=False)
+    for path in (tmp_path / "cuts").rglob("*.parquet"):
+        assert pq.read_table(path).equals(pq.read_table(tmp_path / "other" / path.relative_to(tmp_path)))
+    errors = pq.read_table(tmp_path / "cuts/train/001/S1.parquet")["error"].to_pylist()
+    assert errors[0] is None and errors[1].startswith("gone: sha256:000")
+
+
+def test_relevance_is_what_the_formula_says(corpus):
+    table = ScoreShard()(read_shard(corpus[0][0]))
+    vectors = stacked_vectors(read_shard(corpus[0][0])).astype(np.float64)
+    cosines = [[float(row[m] @ row[2]) for m in (0, 1)] for row in vectors]
+    assert np.allclose(table["video_cosine"], [c[0] for c in cosines], atol=1e-6)
+    assert np.allclose(table["description_relevance"], [0.65 * (0.65 * v + 0.35 * a) for v, a in cosines], atol=1e-6), "captions this short count 0.65"
+    other = ScoreShard(ScoringSettings(video_share=0.5))
+    assert other.revision != ScoreShard().revision
+    assert not np.allclose(other(read_shard(corpus[0][0]))["description_relevance"], table["description_relevance"])
+
+
+def test_a_shard_that_fails_is_named_and_the_finished_ones_stay(corpus, tmp_path):
+    shards = [tmp_path / path.relative_to(path.parents[3]) for path in corpus[0]]
+    for one, other in zip(corpus[0], shards):
+        other.parent.mkdir(parents=True)
+        other.write_bytes(one.read_bytes() if other != shards[1] else b"no parquet")
+    with pytest.raises(RuntimeError, match="S1.parquet: ShardError"):
+        run(ScoreShard(), shards, tmp_path, progress=False)
+    assert len(contents(tmp_path / "relevance")) == 1
+    shards[1].write_bytes(corpus[0][1].read_bytes())
+    assert [path.name for path in run(ScoreShard(), shards, tmp_path, progress=False)] == ["S1.parquet", "S2.parquet"]
+    assert run(ScoreShard(), shards, tmp_path, progress=False) == []
+    assert len(run(ScoreShard(ScoringSettings(video_share=0.5)), shards, tmp_path, progress=False)) == 3, "another revision"
+
+
+def test_shards_are_read_from_any_address(corpus, tmp_path):
+    "Here from a folder by its file:// address."
+    addresses = [f"file://{path}" for path in corpus[0]]
+    run(ScoreShard(), addresses, tmp_path / "a", progress=False)
+    run(ScoreShard(), corpus[0], tmp_path / "b", progress=False)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("runner, package", [("native", "daft"), ("ray", "ray")])
+def test_a_missing_engine_is_named_with_its_remedy(corpus, tmp_path, monkeypatch, runner, package):
+    if package == "ray" and not importlib.util.find_spec("daft"):
+        monkeypatch.setitem(sys.modules, "daft", type(sys)("daft"))  # so that the next one is missed
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"needs the package {package}: pip install 'omega_lab\[scale\]'"):
+        run(ScoreShard(), corpus[0], tmp_path, engine="daft", runner=runner, progress=False)
+    with pytest.raises(ValueError, match="no engine 'spark'"):
+        run(ScoreShard(), corpus[0], tmp_path, engine="spark")
+
+
+@daft
+def test_daft_gives_the_same_bytes_and_names_what_fails(corpus, tmp_path):
+    shards, cuts = corpus
+    for function in (cuts, ScoreShard()):
+        run(function, shards, tmp_path / "local", progress=False)
+        assert len(run(function, shards, tmp_path / "daft", engine="daft", progress=False)) == 3
+        assert run(function, shards, tmp_path / "daft", engine="daft", progress=False) == []
+    assert contents(tmp_path / "local") == contents(tmp_path / "daft") and len(contents(tmp_path / "local")) == 6
+    bad = tmp_path / "default/train/000/bad.parquet"
+    bad.parent.mkdir(parents=True)
+    bad.write_bytes(b"no parquet")
+    with pytest.raises(RuntimeError, match="bad.parquet: ShardError"):
+        run(ScoreShard(), [bad], tmp_path, engine="daft", progress=False)
+
+
+ON_RAY = """
+import sys
+from pathlib import Path
+from omega_lab.corpus.engines import EnrichShard, ScoreShard, run
+from omega_lab.corpus.enrich import clip_fetch
+from omega_lab.sources.folder import FolderSource
+films, out, address, *shards = sys.argv[1:]
+for function in (EnrichShard("cuts", clip_fetch(FolderSource(films).fetch)), ScoreShard()):
+    assert len(run(function, shards, out, engine="daft", runner="ray", address=address, progress=False)) == 3
+"""
+
+
+@pytest.mark.full
+@daft
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="pip install 'omega_lab[scale]' in an environment of its own")
+def test_a_ray_cluster_gives_the_same_bytes(corpus, tmp_path):
+    shards, cuts = corpus
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**HERE, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=1",
+             "--include-dashboard=false", "--block"]
+    head = subprocess.Popen(start, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        for line in head.stdout:
+            if "Ray runtime started" in line:
+                break
+        else:
+            pytest.fail("the cluster did not start")
+        subprocess.run([sys.executable, "-c", ON_RAY, str(shards[0].parents[3] / "films"), str(tmp_path / "ray"), f"127.0.0.1:{port}", *map(str, shards)],
+                       env=env, check=True, timeout=240)
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(30)
+    for function in (cuts, ScoreShard()):
+        run(function, shards, tmp_path / "local", progress=False)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
