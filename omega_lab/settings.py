@@ -296,7 +296,15 @@ class CorpusSettings(Section):
     "The dataset's shards (section 5 of the protocol)."
     shard_rows: int = Field(1024, ge=1, description="accepted clips that make a shard")
     min_flush: int = Field(32, ge=1, description="fewest rows written as a shard when the service stops")
-    folder: str = Field("data/corpus", description="local dataset folder")
+    hub: Literal["local", "huggingface"] = Field("local", description="where shards are published: local (a folder) or huggingface (a dataset repository)")
+    folder: str = Field("data/corpus", description="the dataset's folder, for hub = local")
+    repo: str = Field("", description="owner/name of the dataset repository, for hub = huggingface; its token comes from HF_TOKEN or hf auth login")
+    private: bool = Field(False, description="make the repository private; one that is public is refused then")
+    commits_per_hour: int = Field(100, ge=1, le=128, description="most commits to the hub in an hour; Hugging Face takes 128")
+    shards_per_commit: int = Field(16, ge=1, le=45, description="most shards in one commit, with their side files fewer than 100 files")
+    licence: str = Field("", description="licence of the rows (captions, embeddings, scores), for the card, e.g. cc-by-4.0; empty: none is claimed")
+    rights: str = Field("", description="what you state about rights in the clips themselves, for the card; empty: that nothing is known of them")
+    contact: str = Field("", description="who is to be asked for a takedown, for the card: an e-mail address or a URL")
 
 # %% ../nbs/00_settings.ipynb #aa3d5d11
 class PathsSettings(Section):
