@@ -12,14 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpus_publisher import toy_round
 from onnx import TensorProto, helper, numpy_helper
 
+from omega_lab.corpus import LocalHub, card_files, publish
 from omega_lab.corpus.enrich import (
     Enriched,
     EnrichError,
+    carried,
     clip_fetch,
     enrich_row,
     enriched_path,
@@ -34,6 +38,7 @@ from omega_lab.focus.speech import make_transcriber
 from omega_lab.media import write_film
 from omega_lab.settings import load_settings
 from omega_lab.sources.base import SourceError
+from omega_lab.store import Store
 
 ROOT = Path(__file__).parent.parent
 
@@ -191,6 +196,30 @@ def test_configs_load_by_name_and_orphans_are_found(tmp_path):
     assert len(loaded) == 12 and loaded.column_names[:3] == ["video_id", "revision", "error"]
     paths[0].unlink()
     assert orphaned(tmp_path) == [enriched_path(paths[0], "length", tmp_path)]
+
+
+def test_a_takedown_takes_its_row_out_of_the_enrichments_in_the_same_commit(tmp_path):
+    hub, part = LocalHub(tmp_path / "hub"), Length()
+    with Store(tmp_path / "state") as store:
+        store.commit_round(toy_round(1, 5))
+        hooks = (card_files, carried(tmp_path / "hub"))
+        publish(store, hub, shard_rows=10, flush=True, min_rows=1, extra_files=hooks)
+        shards = sorted((tmp_path / "hub/default").rglob("*.parquet"))
+        clips = pl.concat(pl.read_parquet(path, columns=["video_id", "source_id"]) for path in shards)
+        asked = []
+
+        def get(id, start, end):
+            asked.append(id)
+            return Path("film.mp4")
+
+        run(part, shards, clip_fetch(get), tmp_path / "hub", progress=False)
+        assert len(asked) == len(clips) > 1
+        store.take_down([clips["source_id"][0]], "asked")
+        publish(store, hub, shard_rows=10, extra_files=hooks)
+    left = pl.read_parquet(tmp_path / "hub/length/train/*/*.parquet")
+    assert set(left["video_id"]) == set(clips["video_id"][1:]) and orphaned(tmp_path / "hub") == []
+    shards = sorted((tmp_path / "hub/default").rglob("*.parquet"))
+    assert run(part, shards, clip_fetch(get), tmp_path / "hub", progress=False) == Enriched(skipped=len(shards)), "nothing is computed again"
 
 
 def test_own_enrichers_by_name():

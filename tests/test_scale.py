@@ -2,8 +2,8 @@
 
 import importlib.util
 import os
+import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -263,9 +263,15 @@ def test_daft_gives_the_same_bytes_and_names_what_fails(corpus, tmp_path):
         run(ScoreShard(), [bad], tmp_path, engine="daft", progress=False)
 
 
+HEAD = """
+import sys, ray
+ray.init(_node_ip_address="127.0.0.1", num_cpus=1, include_dashboard=False, log_to_driver=False)
+print("address", ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+ray.shutdown()
+"""
 ON_RAY = """
 import sys
-from pathlib import Path
 from omega_lab.corpus.engines import EnrichShard, ScoreShard, run
 from omega_lab.corpus.enrich import clip_fetch
 from omega_lab.sources.folder import FolderSource
@@ -275,29 +281,25 @@ for function in (EnrichShard("cuts", clip_fetch(FolderSource(films).fetch)), Sco
 """
 
 
+@pytest.fixture
+def cluster():
+    "The address and the environment of a Ray cluster of one node that listens on the loopback interface alone."
+    env = {**HERE, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # which is how Ray is told to stay on 127.0.0.1
+           "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with subprocess.Popen([sys.executable, "-c", HEAD], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as head:
+        address = next((line.split()[1] for line in head.stdout if line.startswith("address ")), None)
+        assert address and address.startswith("127.0.0.1:")
+        yield address, env
+        head.stdin.close()
+
+
 @pytest.mark.full
 @daft
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="pip install 'omega_lab[scale]' in an environment of its own")
-def test_a_ray_cluster_gives_the_same_bytes(corpus, tmp_path):
-    shards, cuts = corpus
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {**HERE, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=1",
-             "--include-dashboard=false", "--block"]
-    head = subprocess.Popen(start, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        for line in head.stdout:
-            if "Ray runtime started" in line:
-                break
-        else:
-            pytest.fail("the cluster did not start")
-        subprocess.run([sys.executable, "-c", ON_RAY, str(shards[0].parents[3] / "films"), str(tmp_path / "ray"), f"127.0.0.1:{port}", *map(str, shards)],
-                       env=env, check=True, timeout=240)
-    finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        head.wait(30)
+def test_a_ray_cluster_gives_the_same_bytes(corpus, cluster, tmp_path):
+    (shards, cuts), (address, env) = corpus, cluster
+    films = shards[0].parents[3] / "films"
+    subprocess.run([sys.executable, "-c", ON_RAY, str(films), str(tmp_path / "ray"), address, *map(str, shards)], env=env, check=True, timeout=300)
     for function in (cuts, ScoreShard()):
         run(function, shards, tmp_path / "local", progress=False)
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")

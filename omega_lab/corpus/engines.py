@@ -137,7 +137,7 @@ def daft_module(runner: Runner, address: str | None) -> Any:
     if runner == "ray" or daft.get_or_infer_runner_type() != "native":
         try:
             getattr(daft, f"set_runner_{runner}")(**({"address": address} if runner == "ray" else {}))
-        except daft.exceptions.DaftCoreException as error:
+        except (daft.exceptions.DaftCoreException, ConnectionError) as error:
             raise RuntimeError(f"runner {runner!r} at {address or 'this machine'} cannot be used ({error}); "
                                "a process keeps the first runner it used: start another one") from error
     return daft

@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['Row', 'ENRICHERS', 'Fetch', 'EnrichError', 'Enricher', 'get_enricher', 'clip_id', 'clip_fetch', 'row_schema',
            'public_reason', 'enrich_row', 'enriched_path', 'clip_rows', 'side_file', 'noted_rows', 'written_rows',
-           'Enriched', 'write_table', 'enrich_shard', 'run', 'enrichment_configs', 'orphaned']
+           'Enriched', 'write_table', 'pack', 'enrich_shard', 'run', 'enrichment_configs', 'carried', 'orphaned']
 
 # %% ../../nbs/09g_corpus_enrich.ipynb #f7e85b25
 import importlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from .publish import ExtraFiles, PlannedShard
 from ..media import MediaError
 from ..novelty_columns import replaced
 from ..sources.base import SourceError
@@ -167,12 +169,17 @@ class Enriched:
 
 def write_table(table: pa.Table, target: Path) -> None:
     "Write a parquet file whole or not at all; vectors of fixed size are packed by bytes, as in a shard. OSError as the disk does."
-    vectors = [field.name for field in table.schema if pa.types.is_fixed_size_list(field.type)]
-    plain = [name for name in table.column_names if name not in vectors]
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced(target) as temporary:
-        pq.write_table(table, temporary, compression="zstd", use_dictionary=plain, use_byte_stream_split=[f"{name}.list.element" for name in vectors],
-                       write_page_index=True, use_content_defined_chunking=True)
+        pack(table, temporary)
+
+
+def pack(table: pa.Table, out: Any) -> None:
+    "Write a table as parquet to a path or a stream, as `write_table` does."
+    vectors = [field.name for field in table.schema if pa.types.is_fixed_size_list(field.type)]
+    plain = [name for name in table.column_names if name not in vectors]
+    pq.write_table(table, out, compression="zstd", use_dictionary=plain, use_byte_stream_split=[f"{name}.list.element" for name in vectors],
+                   write_page_index=True, use_content_defined_chunking=True)
 
 # %% ../../nbs/09g_corpus_enrich.ipynb #e3ec09de
 def enrich_shard(
@@ -249,9 +256,33 @@ def enrichment_configs(folder: str | Path) -> list[dict]:
             configs.append({"config_name": name, "data_files": [{"split": "train", "path": f"{name}/train/*/*.parquet"}]})
     return configs
 
+# %% ../../nbs/09g_corpus_enrich.ipynb #6c08603e
+def carried(folder: str | Path) -> ExtraFiles:
+    "A hook for `publish(extra_files=…)`: for each rewritten shard, its enrichments in `folder` under the new name, without the rows that went."
+
+    def files(shards: Sequence[PlannedShard]) -> dict[str, bytes | None]:
+        side: dict[str, bytes | None] = {}
+        for shard in (shard for shard in shards if shard.replaced):
+            kept = shard.table["video_id"]
+            for name in (config["config_name"] for config in enrichment_configs(folder)):
+                old, new = (enriched_path(path, name, "").as_posix() for path in (shard.replaced, shard.path))
+                side[old] = None
+                if len(kept) and Path(folder, old).exists():
+                    side[new] = _rows_of(Path(folder, old), kept)
+        return side
+
+    return files
+
+
+def _rows_of(path: Path, ids: pa.ChunkedArray) -> bytes:
+    "The file with the rows of these ids alone."
+    table, out = pq.ParquetFile(path).read(), pa.BufferOutputStream()
+    pack(table.filter(pc.is_in(table["video_id"], ids)), out)
+    return out.getvalue().to_pybytes()
+
 
 def orphaned(folder: str | Path) -> list[Path]:
-    "Enriched files, in order, whose shard is no longer in the dataset's folder: what a takedown has to remove as well."
+    "Enriched files, in order, whose shard is no longer in the dataset's folder."
     folder = Path(folder)
     files = [file for config in enrichment_configs(folder) for file in sorted(folder.glob(config["data_files"][0]["path"]))]
     return [file for file in files if not Path(folder, "default", *file.relative_to(folder).parts[1:]).exists()]
