@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Engine', 'Runner', 'Results', 'ShardFunction', 'EnrichShard', 'stacked_vectors', 'ScoreShard', 'packed', 'unpacked',
-           'task', 'on_this_machine', 'daft_module', 'on_daft', 'made_by', 'run']
+           'task', 'on_this_machine', 'daft_module', 'set_runner', 'on_daft', 'made_by', 'run']
 
 # %% ../../nbs/09i_corpus_engines.ipynb #d241d96e
 import hashlib
 import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -135,12 +135,18 @@ def daft_module(runner: Runner, address: str | None) -> Any:
         raise ImportError(f"engine 'daft' with runner {runner!r} needs the package {error.name}: pip install 'omega_lab[scale]' "
                           "in an environment of its own") from error
     if runner == "ray" or daft.get_or_infer_runner_type() != "native":
-        try:
-            getattr(daft, f"set_runner_{runner}")(**({"address": address} if runner == "ray" else {}))
-        except (daft.exceptions.DaftCoreException, ConnectionError) as error:
-            raise RuntimeError(f"runner {runner!r} at {address or 'this machine'} cannot be used ({error}); "
-                               "a process keeps the first runner it used: start another one") from error
+        set_runner(daft, runner, address)
     return daft
+
+
+@cache
+def set_runner(daft: Any, runner: Runner, address: str | None) -> None:
+    "Set Daft's runner, once in a process: Daft allows no second time. RuntimeError when another one is set, or a cluster cannot be reached."
+    try:
+        getattr(daft, f"set_runner_{runner}")(**({"address": address} if runner == "ray" else {}))
+    except (daft.exceptions.DaftCoreException, ConnectionError) as error:
+        raise RuntimeError(f"runner {runner!r} at {address or 'this machine'} cannot be used ({error}); "
+                           "a process keeps the first runner it used: start another one") from error
 
 
 def on_daft(function: ShardFunction, shards: list[str], runner: Runner, address: str | None) -> Results:
