@@ -41,6 +41,7 @@ from omega_lab.sources.base import SourceError
 from omega_lab.store import Store
 
 ROOT = Path(__file__).parent.parent
+HERE = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 class Length:
@@ -166,7 +167,7 @@ def test_a_killed_run_loses_the_clip_in_hand_and_no_other(tmp_path):
     path, out, log = shard(tmp_path, "A", 9), tmp_path / "killed", tmp_path / "log"
     code = SLOW.format(tests=str(ROOT / "tests"), log=str(log), shard=str(path), out=str(out))
     side = side_file(enriched_path(path, "length", out))
-    first = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    first = subprocess.Popen([sys.executable, "-c", code], env=HERE)
     until = time.monotonic() + 30
     while not side.exists() or side.read_bytes().count(b"\n") < 3:
         assert time.monotonic() < until and first.poll() is None
@@ -178,7 +179,7 @@ def test_a_killed_run_loses_the_clip_in_hand_and_no_other(tmp_path):
     with open(side, "ab") as file:
         file.write(b'{"video_id": "A-')  # torn, as a kill within the write would leave it
     log.unlink()
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], env=HERE, check=True, timeout=60)
     assert log.read_text() == "012345678"[kept:] and not side.exists()
     run(Length(), [path], clip_fetch(here), tmp_path, progress=False)
     whole, resumed = (enriched_path(path, "length", folder).read_bytes() for folder in (tmp_path, out))
