@@ -90,7 +90,8 @@ def row_schema(enricher: Enricher) -> pa.Schema:
     if taken := {"video_id", "revision", "error"} & set(enricher.schema.names):
         raise EnrichError(f"enricher {enricher.name!r} must not have a column {taken.pop()!r}: every enrichment has it already")
     own = [field.with_nullable(True) for field in enricher.schema]
-    return pa.schema([("video_id", pa.string()), ("revision", pa.string()), ("error", pa.string()), *own])
+    shared = [("video_id", pa.string()), ("revision", pa.string()), ("error", pa.string())]
+    return pa.schema([*shared, *own], {"made_by": f"{enricher.name}@{enricher.revision}"})
 
 
 def public_reason(error: SourceError | MediaError) -> str:
