@@ -301,8 +301,8 @@ class CorpusSettings(Section):
     repo: str = Field("", description="owner/name of the dataset repository, for hub = huggingface; its token comes from HF_TOKEN or hf auth login")
     private: bool = Field(False, description="make the repository private; one that is public is refused then")
     commits_per_hour: int = Field(100, ge=1, le=128, description="most commits to the hub in an hour; Hugging Face takes 128")
-    shards_per_commit: int = Field(16, ge=1, le=30, description="most shards in one commit, with their side files fewer than 100 files")
-    licence: str = Field("", description="licence of the rows (captions, embeddings, scores) as you state it on the card, e.g. cc-by-4.0; empty: none is claimed")
+    shards_per_commit: int = Field(16, ge=1, le=45, description="most shards in one commit, with their side files fewer than 100 files")
+    licence: str = Field("", description="licence of the rows (captions, embeddings, scores), for the card, e.g. cc-by-4.0; empty: none is claimed")
     rights: str = Field("", description="what you state about rights in the clips themselves, for the card; empty: that nothing is known of them")
     contact: str = Field("", description="who is to be asked for a takedown, for the card: an e-mail address or a URL")
 

@@ -96,6 +96,7 @@ class Cut(Exception):
 
 
 class Handler(BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True
     protocol_version, server = "HTTP/1.1", None
 
     def log_message(self, *_):
@@ -258,13 +259,20 @@ ROUTES = [
 ]
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_):
+        "A client that was killed is no error of ours."
+
+
 class LoopbackHub:
     "The server, as a context manager. `repos` maps owner/name to `Repo`; `token`, where set, is asked for."
 
     def __init__(self, faults=None, token=""):
         self.faults, self.token, self.repos = faults or Faults(), token, {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads, self._server.hub = True, self
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server.hub = self
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omega_lab.corpus import publish
+from omega_lab.corpus import LocalHub, publish
 from omega_lab.novelty import NoveltyIndex
 from omega_lab.protocol import Clip
 from omega_lab.scoring.video import ClipEvidence, LatentThresholds, score_response
@@ -39,7 +39,7 @@ def main(folder):
                                        index.version, tuple(response(uid, rng, query) for uid in range(4))))
         print(number, flush=True)
         sync_index(index, store)
-        publish(store, folder / "corpus", "toy@1", shard_rows=10)
+        publish(store, LocalHub(folder / "corpus"), shard_rows=10)
 
 
 if __name__ == "__main__":

@@ -45,9 +45,17 @@ class Commit:
 @runtime_checkable
 class Hub(Protocol):
     "A versioned folder of files. Paths are relative, with `/`. Every method may raise `HubError`; `HubBusy` may be tried again."
-    name: str  # the same hub has the same name for ever
-    commits_per_hour: int | None  # None: as many as one likes
-    files_per_commit: int
+    @property
+    def name(self) -> str:
+        "The same hub has the same name for ever."
+
+    @property
+    def commits_per_hour(self) -> int | None:
+        "None: as many as one likes."
+
+    @property
+    def files_per_commit(self) -> int:
+        "Most files that a commit may add or delete."
 
     def head(self) -> str:
         "The id of the newest commit."
@@ -155,7 +163,8 @@ class LocalHub:
         with self._alone():
             if parent is not None and parent != self._head():
                 raise HubConflict(f"{self.folder} is at {self._head()}, not at {parent}")
-            plan = {"id": f"{int(self._head()) + 1:08d}", "message": message, "files": [_checked(path) for path in files],
+            name = f"{int(self._head()) + 1:08d}"
+            plan = {"id": name, "message": message, "files": [_checked(path) for path in files],
                     "deletions": [_checked(path) for path in deletions]}
             shutil.rmtree(self._aside, ignore_errors=True)  # of one that was killed, or whose disk was full
             self._aside.mkdir()
@@ -169,7 +178,7 @@ class LocalHub:
             _sync_folder(self._aside)
             os.replace(self._aside / "plan", self._next)  # from here on it is true
             self._settle()
-            return Commit(plan["id"])
+            return Commit(name)
 
 # %% ../../nbs/09b_corpus_hub.ipynb #2db2bea4
 def _after(headers: Mapping[str, str]) -> float | None:

@@ -29,7 +29,7 @@ from ..chain.auth import sign_request
 from ..chain.network import WeightsResult
 from ..chain.weights import WeightsReport, revealed, set_weights_until_seen
 from ..chain.cache import MetagraphCache
-from ..corpus import publish
+from ..corpus import HubError, MixedSpaces, Published, forget_footage, open_hub, publish
 from ..embedding import CachedEncoder, get_encoder
 from ..embedding.base import BoundedEncoder, Encoder
 from ..footage import COPY_SECONDS, Fingerprint, fingerprint
@@ -458,7 +458,13 @@ def set_weights(v: Validator, force: bool = False) -> WeightsOutcome:
     return WeightsOutcome(report.done, detail, report.result.block if report.result else 0)
 
 # %% ../../nbs/12b_validator_round.ipynb #87283222
-def publish_corpus(v: Validator, flush: bool = False) -> list[Path]:
-    "Write the shards that are due into the corpus folder."
+def publish_corpus(v: Validator, flush: bool = False) -> Published:
+    "Bring the shards that are due to the hub, and forget what is taken down. A hub in trouble stops no round: `held_back` says what it was."
     c = v.settings.corpus
-    return publish(v.store, c.folder, v.latent_space, c.shard_rows, flush, c.min_flush)
+    sync_index(v.index, v.store)
+    forget_footage(v.frames, v.store)
+    try:
+        return publish(v.store, open_hub(c), shard_rows=c.shard_rows, flush=flush, min_rows=c.min_flush, shards_per_commit=c.shards_per_commit)
+    except (HubError, MixedSpaces, OSError) as error:
+        log.warning("the dataset was not published, the plan is kept: %s", error)
+        return Published(waiting=v.store.unplanned_rows()[1], shard_rows=c.shard_rows, held_back=str(error))
