@@ -547,6 +547,8 @@ class Store:
 
     def rows_taken_down(self) -> dict[int, str]:
         "Row of the corpus -> its name in the indices, of what entered and was withdrawn."
+        if not self.taken_down():
+            return {}
         rows = self._con.execute("""select corpus_row, round, hotkey, position, video_id from clips where corpus_row is not null and
             (canonical_id in (select id from takedowns) or video_id in (select id from takedowns)
              or corpus_row in (select t.corpus_row from takedowns t where t.corpus_row is not null)) order by corpus_row""").fetchall()

@@ -14,6 +14,7 @@ import re
 import shutil
 import time
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -86,11 +87,12 @@ def stage(
     store: Store,
     plan: ShardPlan,
     folder: Path,  # where files wait
+    taken: Iterable[int] = (),  # rows of the corpus to leave out
 ) -> PlannedShard:
-    "Write a planned shard aside, without what is taken down. OSError when the disk is full. Raises `MixedSpaces`."
+    "Write a planned shard aside. OSError when the disk is full. Raises `MixedSpaces`."
     entries = store.corpus_entries(plan.first_row, plan.rows)
     dim, encoders = len(entries["video_emb"][0]), entries["encoder"].unique().sort().to_list()
-    entries = entries.filter(~pl.col("corpus_row").is_in(list(store.rows_taken_down())))
+    entries = entries.filter(~pl.col("corpus_row").is_in(list(taken)))
     if len(encoders) > 1:
         raise MixedSpaces(f"rows {plan.first_row} to {plan.first_row + plan.rows} of the store are of {' and '.join(encoders)}: they cannot be one shard")
     if entries.is_empty():
@@ -189,10 +191,10 @@ def _ulid() -> str:
 
 def withdrawals(store: Store, hub: Hub) -> list[ShardPlan]:
     "Plans that stand for shards of this hub which hold rows that are taken down."
-    taken, plans = list(store.rows_taken_down()), []
+    taken, plans = sorted(store.rows_taken_down()), []
     for old, held in store.live_shards(hub.name) if taken else ():
-        left = old.rows - sum(old.first_row <= row < old.first_row + old.rows for row in taken)
-        if left < held:
+        gone = bisect_left(taken, old.first_row + old.rows) - bisect_left(taken, old.first_row)
+        if old.rows - gone < held:
             shard = _ulid()
             plans.append(ShardPlan(shard, shard_path(shard), old.first_row, old.rows, old.shard))
     return plans
@@ -251,7 +253,8 @@ def _deliver(store: Store, hub: Hub, batch: Sequence[ShardPlan], extra_files: It
     folder = store.folder / "outbox"
     shutil.rmtree(folder, ignore_errors=True)  # of one that was killed; the plan is what counts
     try:
-        shards = [stage(store, plan, folder) for plan in batch]
+        taken = list(store.rows_taken_down())
+        shards = [stage(store, plan, folder, taken) for plan in batch]
         commit, ours = land(hub, shards, extra_files, patience, sleep)
         held = {s.plan.shard: s.rows if ours or not s.rows else _rows_at(hub, s.path) for s in shards}  # what an earlier attempt sent may hold more
         store.shards_published(held, hub.name, commit.id, _now())
