@@ -27,6 +27,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from .hub import Hub, LocalHub
+from .load import embedding_dim
 from .shards import EMBEDDINGS, ShardError, shard_schema
 from ..settings import CorpusSettings
 
@@ -114,15 +115,6 @@ def _values(column: pa.ChunkedArray) -> Counter[str]:
     "How often each text occurs; nulls are `UNKNOWN`."
     return Counter({v["values"].as_py() or UNKNOWN: v["counts"].as_py() for v in pc.value_counts(column)})
 
-
-def _dim(file: pq.ParquetFile) -> int:
-    "Length of the embeddings, fixed by the type or else that of the first row's."
-    kind = file.schema_arrow.field("video_embed").type
-    if pa.types.is_fixed_size_list(kind):
-        return int(kind.list_size)
-    first = next(file.iter_batches(1, columns=["video_embed"]), None)
-    return len(first[0][0]) if first else 0
-
 # %% ../../nbs/09d_corpus_card.ipynb #681b3f64
 def shard_statistics(
     source: Path | str | bytes,  # a shard, ours or the subnet's, or what stands in one
@@ -132,8 +124,8 @@ def shard_statistics(
         file = pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source)
         names = [field.name for field in shard_schema(1) if field.name not in EMBEDDINGS]
         read = file.read(columns=[name for name in names if name in file.schema_arrow.names])
-        dim = _dim(file)
-    except (pa.ArrowInvalid, KeyError) as error:
+        dim = embedding_dim(file)
+    except (pa.ArrowInvalid, ShardError) as error:
         raise ShardError(f"{'the file' if isinstance(source, bytes) else source} is no shard of the dataset: {error}") from None
     table = pa.table({name: read[name] if name in read.column_names else pa.nulls(len(read), shard_schema(1).field(name).type) for name in names})
     return Statistics({section: counts for section, counts in _count(table, dim, _bytes(source)).items() if counts})
