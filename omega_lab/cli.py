@@ -21,6 +21,7 @@ import typer
 
 import omega_lab
 
+from .corpus_commands import corpus
 from .flags import Flag, FlagError, overrides, with_flags
 from .focus.commands import focus
 from .focus.market_commands import market
@@ -317,6 +318,7 @@ def update(set_: Set = []) -> None:  # noqa: B006
 app.add_typer(focus, name="focus")
 app.add_typer(market, name="market")
 app.add_typer(lab, name="lab")
+app.add_typer(corpus, name="corpus")
 
 # %% ../nbs/16c_cli.ipynb #f346c3c3
 @app.command()
