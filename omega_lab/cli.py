@@ -22,6 +22,7 @@ import typer
 import omega_lab
 
 from .checkpoint_command import checkpoint
+from .corpus_commands import corpus
 from .embed_command import CODES as EMBED_CODES
 from .embed_command import embed
 from .flags import Flag, FlagError, overrides, with_flags
@@ -322,6 +323,7 @@ app.add_typer(focus, name="focus")
 app.add_typer(market, name="market")
 app.add_typer(lab, name="lab")
 app.add_typer(checkpoint, name="checkpoint")
+app.add_typer(corpus, name="corpus")
 
 # %% ../nbs/16c_cli.ipynb #f346c3c3
 @app.command()
