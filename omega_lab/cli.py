@@ -21,6 +21,7 @@ import typer
 
 import omega_lab
 
+from .audit_command import audit
 from .flags import Flag, FlagError, overrides, with_flags
 from .focus.commands import focus
 from .focus.market_commands import market
@@ -317,6 +318,9 @@ def update(set_: Set = []) -> None:  # noqa: B006
 app.add_typer(focus, name="focus")
 app.add_typer(market, name="market")
 app.add_typer(lab, name="lab")
+
+# %% ../nbs/16c_cli.ipynb #c902da58
+app.command(epilog="Exit codes: 0 everything holds; 1 something does not; 2 there is nothing to question.")(audit)
 
 # %% ../nbs/16c_cli.ipynb #f346c3c3
 @app.command()
