@@ -98,8 +98,11 @@ def coordinates(
 ) -> np.ndarray:
     "float64[1 + 3n, k], the query and the vectors in an orthonormal basis of their span (k ≤ 1 + 3n): all cosines as they were."
     flat = np.concatenate([query[None], vectors.reshape(-1, len(query))]).astype(np.float64)
-    turned = np.asarray(np.linalg.qr(flat.T, mode="r")).T if len(query) > len(flat) else flat
-    return turned if same_cosines(query, vectors, turned) else flat
+    for first in range(5 if len(query) > len(flat) else 0):  # the basis depends on whose turn is first
+        turned = np.roll(np.asarray(np.linalg.qr(np.roll(flat, first, axis=0).T, mode="r")).T, -first, axis=0)
+        if same_cosines(query, vectors, turned):
+            return turned
+    return flat
 
 
 def vector_hash(vector: np.ndarray) -> str:
@@ -221,9 +224,9 @@ class Scores:
         return combine(self.tables, shares, profile)
 
 
-def _purchases_until(store: Store, number: int) -> dict[int, dict[str, float]]:
+def _purchases_until(store: Store, number: int) -> dict[int | None, dict[str, float]]:
     "round -> focus scores told then, newest first."
-    found = {}
+    found: dict[int | None, dict[str, float]] = {}
     for (at,) in store.sql("select distinct round from purchases where round <= ? order by round desc limit 2", number).rows():
         told = next(purchase_events(store, at, ""))
         found[at] = {hotkey: row["share"] for hotkey, row in told["scores"].items()}
@@ -232,16 +235,21 @@ def _purchases_until(store: Store, number: int) -> dict[int, dict[str, float]]:
 
 def possible_scores(store: Store, number: int, block: int, weighted: set[str]) -> Iterator[Scores]:
     "The scores that may have counted for weights set after round `number`, the likeliest first."
-    video = store.sql("""select hotkey, arg_max(average, round) as average, max(round) as asked from responses where round <= ? group by hotkey
-                         order by asked desc, hotkey""", number).rows()
+    video = store.sql("""select hotkey, arg_max(average, round) as average from responses where round <= ? group by hotkey
+                         order by max(round) desc, hotkey""", number).rows()
     audio = dict(store.sql("""select hotkey, arg_max(average, round) from audio_responses join audio_rounds using (round) where block <= ?
                               group by hotkey""", block).rows())
-    bought = _purchases_until(store, number)
-    absent = [hotkey for hotkey, average, _ in video if hotkey not in weighted]
+    bought = {**_purchases_until(store, number), None: {}}
+    absent = [hotkey for hotkey, _ in video if hotkey not in weighted]
     for count in [0, len(absent), *range(1, len(absent))]:
-        counted = {hotkey: average for hotkey, average, _ in video if hotkey in weighted or hotkey in absent[:count]}
-        for at in (*bought, None):
-            yield Scores({"video": counted, "focus": bought.get(at, {}) if at is not None else {}, "audio": audio}, at)
+        left = set(absent[count:])
+        for at, focus in bought.items():
+            for told in (focus, _without(focus, left)) if at is not None else (focus,):  # the market may have told it anew
+                yield Scores({"video": _without(dict(video), left), "focus": told, "audio": _without(audio, left)}, at)
+
+
+def _without(scores: Mapping[str, float], hotkeys: set[str]) -> dict[str, float]:
+    return {hotkey: score for hotkey, score in scores.items() if hotkey not in hotkeys}
 
 # %% ../../nbs/09e_corpus_audit.ipynb #018688bb
 def _weight_rows(store: Store, number: int) -> list[tuple]:
@@ -262,7 +270,8 @@ def weight_events(store: Store, number: int, block: int) -> Iterator[dict[str, A
     fits = (s for s in tried if {h: w for h, w in s.weights(shares, profile).items() if h in meant} == meant)
     scores = next(fits, tried[0])
     yield {"kind": "weights", "round": number, "block": rows[0][5], "extrinsic": rows[0][6], "sealed": rows[0][7],
-           "counted": sorted(scores.tables["video"]), "purchases": scores.purchases, "audio": dict(sorted(scores.tables["audio"].items())),
+           "audio": dict(sorted(scores.tables["audio"].items())),
+           "counted": {task: sorted(scores.tables[task]) for task in ("video", "focus")}, "purchases": scores.purchases,
            "rows": [{"uid": uid, "hotkey": hotkey, "weight": weight, "sent": sent, "on_chain": seen} for uid, hotkey, weight, sent, seen, *_ in rows]}
 
 # %% ../../nbs/09e_corpus_audit.ipynb #aaba5baf

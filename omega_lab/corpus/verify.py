@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from ..chain.auth import AnswerReceipt, ReceiptError, verify_receipt
 from ..chain.link import ChainError
-from ..chain.network import ChainReader
+from ..chain.network import ChainReader, Neuron
 from ..chain.weights import to_u16
 from .audit import GENESIS, SCHEMA, Event, NotSigned, link, read_document, signature_path, unpack, vector_hash, without_addresses
 from .shards import EMBEDDINGS, evidence_hash
@@ -362,8 +362,8 @@ class Judge:
     def _weights(self, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if self.rules is None or self.entered is None:
             return
-        tables = {"video": {hotkey: self.averages[hotkey] for hotkey in facts["counted"]}, "audio": facts["audio"],
-                  "focus": self.bought[facts["purchases"]] if facts["purchases"] is not None else {}}
+        told = {"video": self.averages, "focus": self.bought[facts["purchases"]] if facts["purchases"] is not None else {}}
+        tables = {"audio": facts["audio"], **{task: {hotkey: scores[hotkey] for hotkey in facts["counted"][task]} for task, scores in told.items()}}
         expected, rows = combine(tables, self.rules.shares, self.rules.scoring.profile), facts["rows"]
         for n, row in enumerate(rows):
             if row["weight"] != (now := expected.get(row["hotkey"], 0.0)):
@@ -613,23 +613,27 @@ def _check_chain(weights: Sequence[tuple[str, Sequence[tuple]]], endpoint: str, 
     try:
         with ChainReader(endpoint, netuid) as chain:
             for validator, told in weights:
+                neuron = chain.metagraph().by_hotkey(validator)
+                if neuron is None:
+                    audit.find(endpoint, f"{validator}, who signed the evidence, is not registered on subnet {netuid}")
+                    continue
                 for path, row, facts in told:
-                    _compare_with_chain(chain, validator, path, row, facts, audit)
-    except ChainError as error:
+                    _compare_with_chain(chain, neuron, path, row, facts, audit)
+    except (ChainError, ValueError) as error:
         audit.find(endpoint, f"the chain could not be asked: {error}")
 
 
-def _compare_with_chain(chain: ChainReader, validator: str, path: str, row: int, facts: Mapping[str, Any], audit: Audit) -> None:
-    if (neuron := chain.metagraph().by_hotkey(validator)) is None:
-        return audit.find(path, f"{validator} is not registered on subnet {chain.netuid} of {chain.endpoint}", row, "payload: rows")
-    shown = None if facts["sealed"] else weights_at(chain, neuron.uid, facts["block"])
+def _compare_with_chain(chain: ChainReader, neuron: Neuron, path: str, row: int, facts: Mapping[str, Any], audit: Audit) -> None:
+    if facts["sealed"]:
+        return audit.notes.append(f"weights of round {facts['round']} were sealed in block {facts['block']}: the chain shows them from some later block on")
+    shown = weights_at(chain, neuron.uid, facts["block"])
     if shown is None and neuron.last_update == facts["block"]:
         shown = chain.weights(neuron.uid)
+    sent = {r["uid"]: r["sent"] for r in facts["rows"] if r["sent"]}
     if shown is None:
-        audit.notes.append(f"weights of round {facts['round']}: the node does not show block {facts['block']} any more" if not facts["sealed"] else
-                           f"weights of round {facts['round']} were sealed when they were published")
-    elif shown != (sent := {r["uid"]: r["sent"] for r in facts["rows"] if r["sent"]}):
-        audit.find(path, f"say {sent}, the chain shows {shown} at block {facts['block']}", row, "payload: rows")
+        audit.notes.append(f"weights of round {facts['round']}: the node does not show block {facts['block']} any more")
+    elif shown != sent:
+        audit.find(path, f"are {sent}, the chain shows {shown} at block {facts['block']}", row, "payload: rows")
     else:
         audit.counts["rows of weights are those of the chain"] += 1
 
