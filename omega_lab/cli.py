@@ -21,6 +21,7 @@ import typer
 
 import omega_lab
 
+from .audit_command import audit
 from .checkpoint_command import checkpoint
 from .corpus_commands import corpus
 from .embed_command import CODES as EMBED_CODES
@@ -324,6 +325,9 @@ app.add_typer(market, name="market")
 app.add_typer(lab, name="lab")
 app.add_typer(checkpoint, name="checkpoint")
 app.add_typer(corpus, name="corpus")
+
+# %% ../nbs/16c_cli.ipynb #c902da58
+app.command(epilog="Exit codes: 0 everything holds; 1 something does not; 2 there is nothing to question.")(audit)
 
 # %% ../nbs/16c_cli.ipynb #f346c3c3
 @app.command()
