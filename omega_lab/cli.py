@@ -23,7 +23,7 @@ import omega_lab
 
 from .audit_command import audit
 from .checkpoint_command import checkpoint
-from .corpus_commands import corpus
+from .corpus_work import corpus
 from .embed_command import CODES as EMBED_CODES
 from .embed_command import embed
 from .flags import Flag, FlagError, overrides, with_flags

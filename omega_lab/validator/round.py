@@ -30,6 +30,7 @@ from ..chain.network import WeightsResult
 from ..chain.weights import WeightsReport, revealed, set_weights_until_seen
 from ..chain.cache import MetagraphCache
 from ..corpus import HubError, MixedSpaces, Published, forget_footage, open_hub, publish
+from ..corpus.beside import beside
 from ..embedding import CachedEncoder, get_encoder
 from ..embedding.base import BoundedEncoder, Encoder
 from ..footage import COPY_SECONDS, Fingerprint, fingerprint
@@ -464,7 +465,9 @@ def publish_corpus(v: Validator, flush: bool = False) -> Published:
     sync_index(v.index, v.store)
     forget_footage(v.frames, v.store)
     try:
-        return publish(v.store, open_hub(c), shard_rows=c.shard_rows, flush=flush, min_rows=c.min_flush, shards_per_commit=c.shards_per_commit)
+        hub = open_hub(c)
+        return publish(v.store, hub, shard_rows=c.shard_rows, flush=flush, min_rows=c.min_flush, shards_per_commit=c.shards_per_commit,
+                       extra_files=beside(v.store, hub, c, v.wallet.hotkey))
     except (HubError, MixedSpaces, OSError) as error:
         log.warning("the dataset was not published, the plan is kept: %s", error)
         return Published(waiting=v.store.unplanned_rows()[1], shard_rows=c.shard_rows, held_back=str(error))
