@@ -485,6 +485,10 @@ class Store:
         rows = self._con.execute("select hub, count(*) from shards where not written and hub not in ('', ?) group by hub", [hub]).fetchall()
         return dict(rows)
 
+    def hubs(self) -> list[str]:
+        "Names of all hubs that hold shards of this store."
+        return [hub for hub, in self._con.execute("select distinct hub from shards where written and not gone and hub <> '' order by hub").fetchall()]
+
     def shards_published(self, held: Mapping[str, int], hub: str, commit: str, at: datetime) -> None:
         "A hub has acknowledged these shards, shard -> rows in its file (none: no file); what they replace is gone. All in one step."
         def update():

@@ -189,10 +189,13 @@ def _ulid() -> str:
     return str(ULID())
 
 
-def withdrawals(store: Store, hub: Hub) -> list[ShardPlan]:
-    "Plans that stand for shards of this hub which hold rows that are taken down."
+def withdrawals(
+    store: Store,
+    hub: str,  # its name
+) -> list[ShardPlan]:
+    "Plans that stand for shards of a hub which hold rows that are taken down."
     taken, plans = sorted(store.rows_taken_down()), []
-    for old, held in store.live_shards(hub.name) if taken else ():
+    for old, held in store.live_shards(hub) if taken else ():
         gone = bisect_left(taken, old.first_row + old.rows) - bisect_left(taken, old.first_row)
         if old.rows - gone < held:
             shard = _ulid()
@@ -275,6 +278,12 @@ def _fits_hub(store: Store, hub: Hub) -> None:
         raise HubError(f"{sum(others.values())} shard(s) were planned for {' and '.join(others)} and may be there: publish there once more before {hub.name}")
 
 # %% ../../nbs/09c_corpus_publish.ipynb #74db57f5
+def _left_elsewhere(store: Store, hub: Hub) -> str:
+    "Where else rows still stand that are taken down: only who publishes there can remove them."
+    still = {name: len(withdrawals(store, name)) for name in store.hubs() if name != hub.name}
+    return "; ".join(f"{count} shard(s) of {name} hold rows that are taken down: publish there once more" for name, count in still.items() if count)
+
+# %% ../../nbs/09c_corpus_publish.ipynb #d54a6ca8
 def publish(
     store: Store,
     hub: Hub,
@@ -292,17 +301,17 @@ def publish(
     Raises `HubBusy` when the hub stays busy, `HubError` when it refuses, `MixedSpaces`, OSError when the disk is full: what was not
     acknowledged stays planned, the next call goes on with it."""
     _fits_hub(store, hub)
-    done, hour = Published(), _now() - timedelta(hours=1)
+    done, hour = Published(held_back=_left_elsewhere(store, hub)), _now() - timedelta(hours=1)
     for batch in batches(store.planned_shards(hub.name), shards_per_commit):
         _deliver(store, hub, batch, extra_files, patience, sleep, done)
-    for batch in batches(withdrawals(store, hub), shards_per_commit):  # not bound by the commits of the hour: somebody waits for it
+    for batch in batches(withdrawals(store, hub.name), shards_per_commit):  # not bound by the commits of the hour: somebody waits for it
         store.plan_shards(batch, hub.name)
         _deliver(store, hub, batch, extra_files, patience, sleep, done)
     arriving = max(store.entered_since(hour), store.unplanned_rows()[1])
     done.shard_rows = shard_rows * 2 ** store.shard_level(next_level(store.shard_level(), arriving, shard_rows, shards_per_commit, hub.commits_per_hour))
     for batch in batches(due(store, done.shard_rows, flush, min_rows), shards_per_commit):
         if not flush and hub.commits_per_hour and store.commits_since(hub.name, hour) >= hub.commits_per_hour:
-            done.held_back = f"full shards wait: {hub.commits_per_hour} commits were made within the hour"
+            done.held_back += "; " * bool(done.held_back) + f"full shards wait: {hub.commits_per_hour} commits were made within the hour"
             break
         store.plan_shards(batch, hub.name)
         _deliver(store, hub, batch, extra_files, patience, sleep, done)
