@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -61,8 +60,8 @@ def write_lists(rows: dict, path: Path) -> None:
 
 
 def read(path: Path) -> None:
-    "Matrices of float32 and the other columns."
-    table = pq.ParquetFile(path).read()
+    "Matrices of float32 and the other columns that the subnet's shards have."
+    table = pq.ParquetFile(path).read(columns=shard_schema(1).names[:13])
     for name in EMBEDDINGS:
         assert _vectors(table[name].combine_chunks()).dtype == np.float32
 
@@ -148,16 +147,17 @@ def alone(phase: Callable[[Path, int, int], dict], folder: Path, rows: int, dim:
 
 
 def peak() -> int:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    "The most memory this process has taken (the figure of `getrusage` begins with what its parent took)."
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")) // 1024
 
 
 def measure(folder: Path, rows: int, dim: int, shards: int) -> dict:
     "Everything, as one record."
-    found: dict = {"rows": rows, "dim": dim, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "both ways": compare(folder, shards, dim)}
+    found: dict = {"rows": rows, "dim": dim, "cores": os.cpu_count(), "load average": round(os.getloadavg()[0], 1), "both ways": compare(folder, shards, dim)}
     for phase in (write_phase, load_phase, filter_phase, search_phase, card_phase) if rows else ():
         name = phase.__name__.removesuffix("_phase")
         small = alone(phase, folder / "small", shards * ROWS, dim)
-        found[name] = {**alone(phase, folder / "all", rows, dim), f"peak MB at {shards} shards": small["peak MB"], "load": round(os.getloadavg()[0], 1)}
+        found[name] = {**alone(phase, folder / "all", rows, dim), f"peak MB at {shards} shards": small["peak MB"], "load average": round(os.getloadavg()[0], 1)}
         print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
     return found
 

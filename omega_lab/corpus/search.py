@@ -126,8 +126,9 @@ def _vectors(column: pa.Array) -> np.ndarray:
 def cosines(vectors: np.ndarray, asked: np.ndarray) -> np.ndarray:
     "float32[n]: with a vector of unit length; −inf for a vector of zeros, which has no direction."
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    along = np.einsum("nd,d->n", vectors, asked)  # the threads of a matrix product would only wait for the disk
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(lengths > 0, vectors @ asked / lengths, -np.inf).astype(np.float32)
+        return np.where(lengths > 0, along / lengths, -np.inf).astype(np.float32)
 
 # %% ../../nbs/09fs_corpus_search.ipynb #1c3af801
 def _kept(batch: pa.RecordBatch, filter_: pl.Expr, names: Sequence[str]) -> np.ndarray:
@@ -158,13 +159,15 @@ def nearest_in(path: Path, number: int, asked: np.ndarray, modality: Modality, n
 
 # %% ../../nbs/09fs_corpus_search.ipynb #b4ee48e6
 def _rows(files: Sequence[Path], best: Nearest) -> Iterator[pl.DataFrame]:
-    "What the shards say of the rows, all but the vectors, nearest first."
+    "What each shard says of its rows among the nearest: all but the vectors."
     schema = shard_schema(1)
     names = [name for name in schema.names if name not in EMBEDDINGS]
-    for cosine, number, row in zip(best.cosine, best.shard, best.row):
-        read = pq.ParquetFile(files[number]).read(columns=[c for c in names if c in pq.read_schema(files[number]).names]).slice(row, 1)
-        filled = {name: read[name].cast(schema.field(name).type) if name in read.column_names else pa.nulls(1, schema.field(name).type) for name in names}
-        yield pl.DataFrame(pl.from_arrow(pa.table(filled))).insert_column(0, pl.Series("cosine", [cosine], pl.Float32))
+    for number in np.unique(best.shard):
+        file, at = pq.ParquetFile(files[number]), best.shard == number
+        read = file.read(columns=[name for name in names if name in file.schema_arrow.names]).take(best.row[at])
+        filled = {name: read[name].cast(schema.field(name).type) if name in read.column_names else pa.nulls(len(read), schema.field(name).type)
+                  for name in names}
+        yield pl.DataFrame(pl.from_arrow(pa.table(filled))).insert_column(0, pl.Series("cosine", best.cosine[at])).with_columns(rank=np.flatnonzero(at))
 
 
 def search(
@@ -188,4 +191,4 @@ def search(
         for found in pool.map(lambda at: nearest_in(files[at], at, asked, modality, n, filter_, names), range(len(files))):
             best = best.merged(found, n)
     rows = list(_rows(files, best))
-    return pl.concat(rows) if rows else pl.DataFrame(schema={"cosine": pl.Float32})
+    return pl.concat(rows).sort("rank").drop("rank") if rows else pl.DataFrame(schema={"cosine": pl.Float32})
