@@ -485,6 +485,10 @@ class Store:
         rows = self._con.execute("select hub, count(*) from shards where not written and hub not in ('', ?) group by hub", [hub]).fetchall()
         return dict(rows)
 
+    def hubs(self) -> list[str]:
+        "Names of all hubs that hold shards of this store."
+        return [hub for hub, in self._con.execute("select distinct hub from shards where written and not gone and hub <> '' order by hub").fetchall()]
+
     def shards_published(self, held: Mapping[str, int], hub: str, commit: str, at: datetime) -> None:
         "A hub has acknowledged these shards, shard -> rows in its file (none: no file); what they replace is gone. All in one step."
         def update():
@@ -547,6 +551,8 @@ class Store:
 
     def rows_taken_down(self) -> dict[int, str]:
         "Row of the corpus -> its name in the indices, of what entered and was withdrawn."
+        if not self.taken_down():
+            return {}
         rows = self._con.execute("""select corpus_row, round, hotkey, position, video_id from clips where corpus_row is not null and
             (canonical_id in (select id from takedowns) or video_id in (select id from takedowns)
              or corpus_row in (select t.corpus_row from takedowns t where t.corpus_row is not null)) order by corpus_row""").fetchall()

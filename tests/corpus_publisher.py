@@ -12,7 +12,7 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 import huggingface_hub.utils._http as client
 import numpy as np
 
-from omega_lab.corpus import HubError, HuggingFaceHub, publish
+from omega_lab.corpus import HubBusy, HubConflict, HuggingFaceHub, publish
 from omega_lab.protocol import Clip
 from omega_lab.scoring.video import ClipEvidence, LatentThresholds, score_response
 from omega_lab.settings import Settings
@@ -55,5 +55,5 @@ def work(state, url, say):
             try:
                 publish(store, hub, patience=20, sleep=lambda seconds: time.sleep(seconds / HASTE), **SHARDS)
                 say.send_bytes(b"done")
-            except HubError:  # the hub was busy for longer than one waits: the next round tries again
+            except (HubBusy, HubConflict):  # the hub was busy for longer than one waits: the next round tries again
                 say.send_bytes(b"failed")

@@ -5,11 +5,14 @@ import random
 import resource
 import time
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from corpus_publisher import HASTE, REPO, SHARDS, TOKEN, toy_round, work
@@ -24,13 +27,17 @@ from omega_lab.corpus import (
     ShardError,
     card_files,
     evidence_hash,
+    forget_footage,
     publish,
     read_shard,
     shard_path,
     shard_schema,
     shard_table,
 )
-from omega_lab.store import MIGRATIONS, Store
+from omega_lab.footage import Fingerprint
+from omega_lab.footage_index import FootageIndex
+from omega_lab.novelty import NoveltyIndex
+from omega_lab.store import MIGRATIONS, Store, entry_id, sync_index
 
 
 def test_the_subnets_fields_come_first():
@@ -74,10 +81,14 @@ def far_hub(server, **more):
     return HuggingFaceHub(REPO, token=TOKEN, endpoint=server.url, **more)
 
 
+read_once = cache(read_shard)
+
+
 def rows_of(repo):
     "All rows of a repository of the loopback hub, as one table sorted by video_id."
     with repo.lock:
-        tables = [read_shard(repo.blobs[oid]) for path, oid in repo.files.items() if path.endswith(".parquet")]
+        oids = [oid for path, oid in repo.files.items() if path.endswith(".parquet")]
+    tables = [read_once(repo.blobs[oid]) for oid in oids]
     return pa.concat_tables(tables).sort_by("video_id") if tables else None
 
 
@@ -133,7 +144,7 @@ def test_what_is_taken_down_leaves_the_hub_in_one_commit_with_its_replacement(tm
         hub = far_hub(server)
         store.commit_round(toy_round(1, 10))
         before = publish_all(store, hub).shards
-        one = rows_of(server.repos[REPO])["video_id"][3].as_py()
+        one = rows_of(server.repos[REPO]).filter(pc.field("youtube_id") == "r000001c008")["video_id"][0].as_py()
         assert store.take_down(["youtube:r000001c000", one], "asked") == 2
         store.commit_round(toy_round(2, 4))
         store.take_down(["youtube:r000002c001"], "asked before it was published")
@@ -201,6 +212,32 @@ def test_no_more_commits_an_hour_than_the_hub_takes(tmp_path):
         assert publish_all(store, hub).rows == 8, "at the end everything goes"
 
 
+def test_shards_grow_while_more_waits_than_the_commits_can_take(tmp_path):
+    hub = LocalHub(tmp_path / "corpus")
+    hub.commits_per_hour = 2
+    with Store(tmp_path / "state") as store:
+        store.commit_round(toy_round(1, 30))
+        published = publish(store, hub, shard_rows=2, shards_per_commit=2)  # room for 8 clips an hour; 30 need it eight times doubled, less a fifth
+        assert (published.shard_rows, len(published.shards), published.waiting) == (16, 1, 14)
+        assert publish(store, hub, shard_rows=2, shards_per_commit=2).shard_rows == 8, "and shrink when it is less"
+
+
+def test_what_is_taken_down_leaves_the_indices(tmp_path):
+    rng, index, frames = np.random.default_rng(0), NoveltyIndex(tmp_path / "index", 8), FootageIndex(tmp_path / "frames")
+    with Store(tmp_path / "state") as store:
+        store.commit_round(toy_round(1, 3))
+        sync_index(index, store)
+        names = [entry_id(1, "5Miner", i, f"youtube:r000001c{i:03d}") for i in range(3)]
+        for name in names:
+            frames.add(name, Fingerprint(np.arange(4, dtype=np.float32), rng.integers(0, 2**63, (4, 2), dtype=np.uint64), np.ones(4, np.float32)))
+        store.take_down(["youtube:r000001c001"], "asked")
+        assert forget_footage(frames, store) == 1 and sync_index(index, store) == 0
+        assert [n in index for n in names] == [n in frames for n in names] == [True, False, True] and index.version == 3
+        fresh = NoveltyIndex(None, 8)
+        sync_index(fresh, store)
+        assert len(fresh) == 2 and fresh.version == 3, "an index built anew forgets it again"
+
+
 def test_a_private_dataset_does_not_go_public(tmp_path, hasty):
     with LoopbackHub(token=TOKEN) as server:
         far_hub(server, private=True).head()
@@ -246,8 +283,8 @@ def test_a_store_of_an_earlier_version_opens_and_keeps_its_shards(tmp_path, monk
 FAULTS = {"busy": 0.05, "broken": 0.05, "cut": 0.05, "lost": 0.08, "foreign": 0.06}
 
 
-def run_until_killed(context, state, url, seconds):
-    "How many calls of publish were begun by a publisher that is killed so many seconds after its first."
+def run_until_killed(context, state, url, publishes, seconds):
+    "What a publisher said until it was killed: so many seconds after it began so many calls of publish."
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=work, args=(state, url, theirs), daemon=True)
     child.start()
@@ -257,7 +294,7 @@ def run_until_killed(context, state, url, seconds):
         while until is None or time.monotonic() < until:
             if ours.poll(0.2 if until is None else max(0.0, until - time.monotonic())):
                 said[ours.recv_bytes().decode()] += 1
-                until = until or time.monotonic() + seconds
+                until = time.monotonic() + seconds if until is None and said["publish"] == publishes else until
     finally:
         child.kill()
         child.join()
@@ -269,14 +306,16 @@ def run_until_killed(context, state, url, seconds):
     return said
 
 
-def campaign(folder, publishes, seed, longest):
+def campaign(folder, publishes, seed):
     "Publish so often, with faults and kills; then once without, and compare. (what was said, kills, shards, rows, those taken down)"
     context, chance, said, kills = multiprocessing.get_context("forkserver"), random.Random(seed), Counter(), 0
     context.set_forkserver_preload(["corpus_publisher"])
     with LoopbackHub(Faults(**FAULTS, seed=seed), TOKEN) as server:
         while said["publish"] < publishes:
-            said += run_until_killed(context, folder, server.url, chance.uniform(0, longest))
+            said += run_until_killed(context, folder, server.url, chance.randint(1, 6), chance.uniform(0, 0.3))
             kills += 1
+            if kills % 10 == 0:
+                Store(folder).close()  # what was written ahead goes into the file: opening it stays quick
             there = rows_of(server.repos[REPO]) if REPO in server.repos else None
             assert there is None or len(there) == len(set(there["video_id"].to_pylist())), "a row is there twice"
         server.faults = Faults()
@@ -295,12 +334,12 @@ def prepared(monkeypatch):
 
 
 def test_published_exactly_once_with_faults_and_kills(tmp_path, hasty, prepared):
-    said, kills, shards, rows, _ = campaign(tmp_path, publishes=12, seed=1, longest=0.8)
+    said, kills, shards, rows, _ = campaign(tmp_path, publishes=12, seed=1)
     assert said["publish"] >= 12 and kills >= 2 and shards and rows
 
 
 @pytest.mark.full
 def test_published_exactly_once_five_hundred_times(tmp_path, hasty, prepared):
-    said, kills, shards, rows, taken = campaign(tmp_path, publishes=500, seed=2, longest=2.5)
+    said, kills, shards, rows, taken = campaign(tmp_path, publishes=500, seed=2)
     print(f"{dict(said)}, {kills} kills, {dict(FAULTS)} -> {rows} rows accepted, {taken} taken down, {shards} shards")
     assert kills >= 50

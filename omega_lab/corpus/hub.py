@@ -230,7 +230,8 @@ class HuggingFaceHub:
     "A dataset repository `repo` (owner/name), made at the first question when it is not there, private if so wished."
     files_per_commit = 99
 
-    def __init__(self, repo: str, token: str | None = None, endpoint: str | None = None, private: bool = False, commits_per_hour: int = 100):
+    def __init__(self, repo: str, token: str | None = None, endpoint: str | None = None, private: bool = False,
+                 commits_per_hour: int | None = 100):
         from huggingface_hub import HfApi  # slow to import, and only who publishes there needs it
         from huggingface_hub.utils import disable_progress_bars
 
@@ -241,6 +242,10 @@ class HuggingFaceHub:
     def __repr__(self) -> str:
         return f"HuggingFaceHub({self.repo!r})"  # without the token
 
+    def _info(self):
+        "Newest commit and privacy, without the list of all files."
+        return self._api.dataset_info(self.repo, expand=["sha", "private"])
+
     def _open(self) -> None:
         "Make sure that the repository is there and as private as wished."
         from huggingface_hub.errors import RepositoryNotFoundError
@@ -249,10 +254,10 @@ class HuggingFaceHub:
             return
         with _translated(self.repo):
             try:
-                info = self._api.dataset_info(self.repo)
+                info = self._info()
             except RepositoryNotFoundError:
                 self._api.create_repo(self.repo, repo_type="dataset", private=self.private, exist_ok=True)
-                info = self._api.dataset_info(self.repo)
+                info = self._info()
         if self.private and not info.private:
             raise HubError(f"{self.repo} is public and [corpus] private is true: make it private on the hub, or set private = false")
         self._opened = True
@@ -260,7 +265,7 @@ class HuggingFaceHub:
     def head(self) -> str:
         self._open()
         with _translated(self.repo):
-            return str(self._api.dataset_info(self.repo).sha)
+            return str(self._info().sha)
 
     def present(self, paths: Collection[str]) -> set[str]:
         self._open()

@@ -14,6 +14,7 @@ import re
 import shutil
 import time
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -86,11 +87,12 @@ def stage(
     store: Store,
     plan: ShardPlan,
     folder: Path,  # where files wait
+    taken: Iterable[int] = (),  # rows of the corpus to leave out
 ) -> PlannedShard:
-    "Write a planned shard aside, without what is taken down. OSError when the disk is full. Raises `MixedSpaces`."
+    "Write a planned shard aside. OSError when the disk is full. Raises `MixedSpaces`."
     entries = store.corpus_entries(plan.first_row, plan.rows)
     dim, encoders = len(entries["video_emb"][0]), entries["encoder"].unique().sort().to_list()
-    entries = entries.filter(~pl.col("corpus_row").is_in(list(store.rows_taken_down())))
+    entries = entries.filter(~pl.col("corpus_row").is_in(list(taken)))
     if len(encoders) > 1:
         raise MixedSpaces(f"rows {plan.first_row} to {plan.first_row + plan.rows} of the store are of {' and '.join(encoders)}: they cannot be one shard")
     if entries.is_empty():
@@ -187,12 +189,15 @@ def _ulid() -> str:
     return str(ULID())
 
 
-def withdrawals(store: Store, hub: Hub) -> list[ShardPlan]:
-    "Plans that stand for shards of this hub which hold rows that are taken down."
-    taken, plans = list(store.rows_taken_down()), []
-    for old, held in store.live_shards(hub.name) if taken else ():
-        left = old.rows - sum(old.first_row <= row < old.first_row + old.rows for row in taken)
-        if left < held:
+def withdrawals(
+    store: Store,
+    hub: str,  # its name
+) -> list[ShardPlan]:
+    "Plans that stand for shards of a hub which hold rows that are taken down."
+    taken, plans = sorted(store.rows_taken_down()), []
+    for old, held in store.live_shards(hub) if taken else ():
+        gone = bisect_left(taken, old.first_row + old.rows) - bisect_left(taken, old.first_row)
+        if old.rows - gone < held:
             shard = _ulid()
             plans.append(ShardPlan(shard, shard_path(shard), old.first_row, old.rows, old.shard))
     return plans
@@ -251,7 +256,8 @@ def _deliver(store: Store, hub: Hub, batch: Sequence[ShardPlan], extra_files: It
     folder = store.folder / "outbox"
     shutil.rmtree(folder, ignore_errors=True)  # of one that was killed; the plan is what counts
     try:
-        shards = [stage(store, plan, folder) for plan in batch]
+        taken = list(store.rows_taken_down())
+        shards = [stage(store, plan, folder, taken) for plan in batch]
         commit, ours = land(hub, shards, extra_files, patience, sleep)
         held = {s.plan.shard: s.rows if ours or not s.rows else _rows_at(hub, s.path) for s in shards}  # what an earlier attempt sent may hold more
         store.shards_published(held, hub.name, commit.id, _now())
@@ -272,6 +278,12 @@ def _fits_hub(store: Store, hub: Hub) -> None:
         raise HubError(f"{sum(others.values())} shard(s) were planned for {' and '.join(others)} and may be there: publish there once more before {hub.name}")
 
 # %% ../../nbs/09c_corpus_publish.ipynb #74db57f5
+def _left_elsewhere(store: Store, hub: Hub) -> str:
+    "Where else rows still stand that are taken down: only who publishes there can remove them."
+    still = {name: len(withdrawals(store, name)) for name in store.hubs() if name != hub.name}
+    return "; ".join(f"{count} shard(s) of {name} hold rows that are taken down: publish there once more" for name, count in still.items() if count)
+
+# %% ../../nbs/09c_corpus_publish.ipynb #d54a6ca8
 def publish(
     store: Store,
     hub: Hub,
@@ -289,17 +301,17 @@ def publish(
     Raises `HubBusy` when the hub stays busy, `HubError` when it refuses, `MixedSpaces`, OSError when the disk is full: what was not
     acknowledged stays planned, the next call goes on with it."""
     _fits_hub(store, hub)
-    done, hour = Published(), _now() - timedelta(hours=1)
+    done, hour = Published(held_back=_left_elsewhere(store, hub)), _now() - timedelta(hours=1)
     for batch in batches(store.planned_shards(hub.name), shards_per_commit):
         _deliver(store, hub, batch, extra_files, patience, sleep, done)
-    for batch in batches(withdrawals(store, hub), shards_per_commit):  # not bound by the commits of the hour: somebody waits for it
+    for batch in batches(withdrawals(store, hub.name), shards_per_commit):  # not bound by the commits of the hour: somebody waits for it
         store.plan_shards(batch, hub.name)
         _deliver(store, hub, batch, extra_files, patience, sleep, done)
     arriving = max(store.entered_since(hour), store.unplanned_rows()[1])
     done.shard_rows = shard_rows * 2 ** store.shard_level(next_level(store.shard_level(), arriving, shard_rows, shards_per_commit, hub.commits_per_hour))
     for batch in batches(due(store, done.shard_rows, flush, min_rows), shards_per_commit):
         if not flush and hub.commits_per_hour and store.commits_since(hub.name, hour) >= hub.commits_per_hour:
-            done.held_back = f"full shards wait: {hub.commits_per_hour} commits were made within the hour"
+            done.held_back += "; " * bool(done.held_back) + f"full shards wait: {hub.commits_per_hour} commits were made within the hour"
             break
         store.plan_shards(batch, hub.name)
         _deliver(store, hub, batch, extra_files, patience, sleep, done)
