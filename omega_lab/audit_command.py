@@ -7,6 +7,7 @@ __all__ = ['Where', 'Json', 'MOST', 'dataset_folder', 'audit_lines', 'audit', 'r
 
 # %% ../nbs/16n_audit_command.ipynb #477013c7
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="as JSON")]
 
 
 def dataset_folder(where: str) -> Path:
-    "The folder of a dataset: `where` itself, or a copy of the repository of that name. ValueError when there is neither."
+    "The folder of a dataset: `where` itself, or a copy of the repository of that name (at `HF_ENDPOINT`, if set). ValueError when there is neither."
     if Path(where).is_dir():
         return Path(where)
     if where.count("/") != 1 or where.startswith((".", "/", "~")):
@@ -32,7 +33,7 @@ def dataset_folder(where: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(where, repo_type="dataset", allow_patterns=["default/**", "evidence/**"]))
+        return Path(snapshot_download(where, repo_type="dataset", allow_patterns=["default/**", "evidence/**"], endpoint=os.environ.get("HF_ENDPOINT")))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ValueError(f"{where} cannot be fetched: {' '.join(str(error).split())[:200]}") from None
 

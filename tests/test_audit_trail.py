@@ -1,10 +1,7 @@
 """The corpus's audit: real rounds of a small subnet, published with their evidence; then everything in the folder is tampered with."""
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -57,12 +54,16 @@ class World:
     def hotkey(self, name):
         return open_wallet(name, "default", self.place / "wallets").hotkey.ss58_address
 
+    def weights(self):
+        self.validator.chain.wait_for_block()  # one row a block
+        outcome = set_weights(self.validator, force=True)
+        assert outcome.done, outcome
+
     def rounds(self, topics):
         for n, _ in enumerate(run_rounds(self.validator, topics), start=self.store.next_round()):
             bought = {self.hotkey("good"): (1, 3 * TAO, 4 * TAO, 0.75), self.hotkey("poor"): (1, TAO, 4 * TAO, 0.25)}
             self.store.keep_purchases(self.store.next_round() - 1, datetime(2026, 1, 1, n), bought)
-            outcome = set_weights(self.validator, force=True)
-            assert outcome.done, outcome
+            self.weights()
             publish(self.store, self.hub, shard_rows=12, extra_files=[card_files, self.trail()])
 
 
@@ -77,7 +78,7 @@ def world(tmp_path_factory):
             world.rounds(TOPICS[:2])
             world.poor = world.hotkey("poor")
             world.store.forget([world.poor])  # as when it has left the subnet
-            assert set_weights(world.validator, force=True).done
+            world.weights()
             world.rounds(TOPICS[2:4])
             publish(world.store, world.hub, **SHARDS, extra_files=[card_files, world.trail()])
             yield world
@@ -391,14 +392,17 @@ def test_the_trail_goes_on_where_the_hub_has_it(world, tmp_path, monkeypatch):
         for name in hub.tree():
             (tmp_path / "got" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "got" / name).write_bytes(hub.read(name))
-        answer = subprocess.run([sys.executable, "-m", "omega_lab.cli", "audit", "me/clips", "--json"], capture_output=True, text=True,
-                                env=os.environ | {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"})
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        answer = CliRunner().invoke(app, ["audit", "me/clips", "--json"])
+        assert CliRunner().invoke(app, ["audit", "me/nothing"]).exit_code == 2
     audit = audit_dataset(tmp_path / "got")
     assert audit.ok, audit.findings
     assert audit.counts["rows of the dataset compared with their evidence"] == world.store.corpus_rows()
     seen = [fact["round"] for _, _, fact in events_of(tmp_path / "got") if fact["kind"] == "round"]
     assert seen == list(range(1, world.store.next_round())), "each round once"
-    assert answer.returncode == 0 and json.loads(answer.stdout)["ok"], answer.stderr
+    assert answer.exit_code == 0 and json.loads(answer.stdout)["ok"], answer.output
 
 
 def test_what_is_taken_down_leaves_numbers_and_hashes(world, tmp_path):

@@ -129,18 +129,18 @@ def public_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict
 # %% ../../nbs/09e_corpus_audit.ipynb #c2cb0977
 _ROUND = """select round, query, secret, seed, started_at, ended_at, block, num_videos, encoder, thresholds, settings, settings_hash, index_version,
             novelty_from, rules, validator_hotkey from rounds where round = ?"""
-_RESPONSES = """select uid, status, seconds, received_at, body_sha256, seed, wire, receipt, rewards, looked_at, unverified
-                from responses where round = ? and hotkey = ?"""
-_CLIPS = """select position, video_id, description, views, start_time, end_time, accepted, novelty, description_relevance, query_relevance, evidence,
-            corpus_row from clips where round = ? and hotkey = ? order by position"""
+_RESPONSES = """select hotkey, uid, status, seconds, received_at, body_sha256, seed, wire, receipt, rewards, looked_at, unverified
+                from responses where round = ?"""
+_CLIPS = """select hotkey, position, video_id, description, views, start_time, end_time, accepted, novelty, description_relevance, query_relevance, evidence,
+            corpus_row from clips where round = ? order by position"""
 
 
 def _rules_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"settings": public_settings(json.loads(row["settings"])), "thresholds": json.loads(row["thresholds"]), "edition": row["rules"]}
 
 
-def round_events(store: Store, number: int, averages: dict[str, float]) -> Iterator[dict[str, Any]]:
-    "The events of a round: its settings if they are new, the question, every answer. `averages` are moved along."
+def round_events(store: Store, name: str, number: int, averages: dict[str, float]) -> Iterator[dict[str, Any]]:
+    "The events of a round of the store of that name: its settings if they are new, the question, every answer. `averages` are moved along."
     row = store.sql(_ROUND, number).row(0, named=True)
     before = store.sql(_ROUND, number - 1)
     if before.is_empty() or _rules_of(before.row(0, named=True)) != _rules_of(row):
@@ -148,8 +148,12 @@ def round_events(store: Store, number: int, averages: dict[str, float]) -> Itera
     answers = list(stored_responses(store, [number]))
     query = next((a.query for a in answers if len(a.evidence)), np.zeros(0, np.float32))
     yield _question(row, query)
+    told = {more["hotkey"]: more for more in store.sql(_RESPONSES, number).iter_rows(named=True)}
+    clips: dict[str, list[dict[str, Any]]] = {hotkey: [] for hotkey in told}
+    for clip in store.sql(_CLIPS, number).iter_rows(named=True):
+        clips[clip["hotkey"]].append(clip)
     for answer in answers:
-        yield _answer(store, row, answer, averages)
+        yield _answer(answer, told[answer.hotkey], clips[answer.hotkey], name if row["validator_hotkey"] else "", averages)
         averages[answer.hotkey] = answer.average
 
 
@@ -180,24 +184,23 @@ def started_anew(before: float, answer: StoredResponse) -> bool:
     return update_average(before, answer.reward, answer.alpha) != answer.average == update_average(0.0, answer.reward, answer.alpha)
 
 # %% ../../nbs/09e_corpus_audit.ipynb #ce3ae71c
-def _answer(store: Store, row: Mapping[str, Any], answer: StoredResponse, averages: Mapping[str, float]) -> dict[str, Any]:
-    more = store.sql(_RESPONSES, answer.round, answer.hotkey).row(0, named=True)
-    clips = store.sql(_CLIPS, answer.round, answer.hotkey).to_dicts()
+def _answer(answer: StoredResponse, more: Mapping[str, Any], clips: Sequence[Mapping[str, Any]], store: str,
+            averages: Mapping[str, float]) -> dict[str, Any]:
+    "An answer's event; `more` and `clips` are its rows in the store, `store` what its clips' ids are made with."
     shown = published(answer, [clip["corpus_row"] for clip in clips])
     verdict = shown.verdict()
-    return {"kind": "response", "round": answer.round, "hotkey": answer.hotkey, **more, "received_at": more["received_at"].isoformat(),
+    return {"kind": "response", "round": answer.round, **more, "received_at": more["received_at"].isoformat(),
             "rewards": json.loads(more["rewards"] or "{}"), "detail": shown.detail, "history": answer.history.model_dump(),
             "outcome": answer.outcome, "reason": without_addresses(verdict.reason), "reward": answer.reward, "average": answer.average,
             "anew": started_anew(averages.get(answer.hotkey, 0.0), answer),
             "coordinates": pack(np.concatenate([shown.query[None], shown.vectors.reshape(-1, len(shown.query))])) if clips else None,
-            "clips": [_clip(store, row, answer, shown, verdict, clip) for clip in clips]}
+            "clips": [_clip(answer, shown, verdict, clip, store) for clip in clips]}
 
 
-def _clip(store: Store, row: Mapping[str, Any], answer: StoredResponse, shown: StoredResponse, verdict: Verdict, clip: dict[str, Any]) -> dict[str, Any]:
+def _clip(answer: StoredResponse, shown: StoredResponse, verdict: Verdict, clip: Mapping[str, Any], store: str) -> dict[str, Any]:
     at, entered = clip["position"], clip["corpus_row"] is not None
     kept = ("position", "video_id", "views", "start_time", "end_time", "accepted", "novelty", "description_relevance", "query_relevance", "corpus_row")
-    name = store.name if row["validator_hotkey"] else ""
-    return {**{k: clip[k] for k in kept}, "id": row_uuid(answer.round, answer.hotkey, at, name) if entered else None,
+    return {**{k: clip[k] for k in kept}, "id": row_uuid(answer.round, answer.hotkey, at, store) if entered else None,
             "description_sha256": hashlib.sha256(clip["description"].encode()).hexdigest(),
             "reason": without_addresses(verdict.clips[at].reason) if at < len(verdict.clips) else "",
             "evidence": json.loads(clip["evidence"]) if entered else shown.evidence[at].model_dump(mode="json"),
@@ -332,9 +335,10 @@ def events_file(events: Sequence[Event]) -> bytes:
 # %% ../../nbs/09e_corpus_audit.ipynb #fb1ae27d
 def corpus_ids(store: Store, first: int, rows: int) -> list[str]:
     "`video_id` in the dataset of each row of the corpus from `first` on, in order."
+    name = store.name
     found = store.sql("""select round, hotkey, position, validator_hotkey <> '' from clips join rounds using (round)
                          where corpus_row >= ? and corpus_row < ? order by corpus_row""", first, first + rows).rows()
-    return [row_uuid(number, hotkey, position, store.name if own else "") for number, hotkey, position, own in found]
+    return [row_uuid(number, hotkey, position, name if own else "") for number, hotkey, position, own in found]
 
 
 def shard_event(store: Store, shard: "PlannedShard") -> dict[str, Any]:
@@ -394,7 +398,7 @@ class AuditTrail:
         averages = dict(self.store.sql("select hotkey, arg_max(average, round) from responses where round <= ? group by hotkey", head.round).rows())
         for number in range(head.round, last_round + 1):
             if number > head.round:
-                yield from round_events(self.store, number, averages)
+                yield from round_events(self.store, self.name, number, averages)
             if number:
                 yield from purchase_events(self.store, number, head.told)
                 yield from weight_events(self.store, number, head.block)
