@@ -110,7 +110,7 @@ def vector_hash(vector: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(vector, "<f4").tobytes()).hexdigest()
 
 # %% ../../nbs/09e_corpus_audit.ipynb #14e9718e
-_ADDRESS = re.compile(r"""\w+://[^\s'",;)]+|\[[0-9a-fA-F:]{3,}\](?::\d+)?|\b\d{1,3}(?:\.\d{1,3}){3}\b(?::\d+)?|(?<![\w/.:])/(?:[^\s'",;)/]+/)+[^\s'",;)]*""")
+_ADDRESS = re.compile(r"""\w+://[^\s'",;)]+|\[[0-9a-fA-F:]{3,}\](?::\d+)?|\b\d{1,3}(?:\.\d{1,3}){3}\b(?::\d+)?|(?<![\w/.])/(?:[^\s'",;)/]+/)+[^\s'",;)]*""")
 
 
 def without_addresses(text: str) -> str:
@@ -123,8 +123,9 @@ PRIVATE = {"validator": ("topics", "service")}  # addresses
 
 
 def public_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    "The settings that bear on verdicts, averages and weights, in full, without addresses."
-    return {name: {k: v for k, v in settings[name].items() if k not in PRIVATE.get(name, ())} for name in SECTIONS if name in settings}
+    "The settings that bear on verdicts, averages and weights, in full, without addresses (of a model's folder, too)."
+    return {name: {k: without_addresses(v) if isinstance(v, str) else v for k, v in settings[name].items() if k not in PRIVATE.get(name, ())}
+            for name in SECTIONS if name in settings}
 
 # %% ../../nbs/09e_corpus_audit.ipynb #c2cb0977
 _ROUND = """select round, query, secret, seed, started_at, ended_at, block, num_videos, encoder, thresholds, settings, settings_hash, index_version,

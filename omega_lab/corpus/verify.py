@@ -216,9 +216,9 @@ class Rules:
         return of if self.edition >= 1 else Faults(**asdict(of) | {"length_pays": True, "footage_unseen": True, "unverified_forgiven": True})
 
     def score_hash(self) -> str | None:
-        "The settings' hash; None when this version of the lab knows other settings than were in force."
+        "The settings' hash; None when this version of the lab knows other settings than were in force, or an address was blotted out."
         parts = {name: self.settings[name] for name in ("encoder", "checks", "scoring")}
-        if any(set(part) != set(getattr(Settings(), name).model_dump()) for name, part in parts.items()):
+        if "<address>" in str(parts) or any(set(part) != set(getattr(Settings(), name).model_dump()) for name, part in parts.items()):
             return None
         return Settings.model_validate({**parts, "validator": {"num_videos": self.settings["validator"]["num_videos"]}}).score_hash()
 
