@@ -21,11 +21,11 @@ from omega_lab.chain import dev_wallet, open_wallet
 from omega_lab.chain.auth import sign_request
 from omega_lab.chain.localnet import localnet_process
 from omega_lab.cli import app
-from omega_lab.corpus import HuggingFaceHub, LocalHub, card_files, publish
+from omega_lab.corpus import HuggingFaceHub, LocalHub, card_hook, publish
 from omega_lab.corpus.audit import AuditTrail, canonical, coordinates, pack, same_cosines, signature_path, unpack, without_addresses
 from omega_lab.corpus.shards import EMBEDDINGS, shard_schema
 from omega_lab.corpus.verify import audit_dataset, verify_rows
-from omega_lab.settings import load_settings
+from omega_lab.settings import CorpusSettings, load_settings
 from omega_lab.sources import SourceError
 from omega_lab.sources.fetch import fetch_clip
 from omega_lab.validator import open_validator, run_rounds, set_weights
@@ -64,7 +64,7 @@ class World:
             bought = {self.hotkey("good"): (1, 3 * TAO, 4 * TAO, 0.75), self.hotkey("poor"): (1, TAO, 4 * TAO, 0.25)}
             self.store.keep_purchases(self.store.next_round() - 1, datetime(2026, 1, 1, n), bought)
             self.weights()
-            publish(self.store, self.hub, shard_rows=12, extra_files=[card_files, self.trail()])
+            publish(self.store, self.hub, shard_rows=12, extra_files=[card_hook(self.hub, CorpusSettings()), self.trail()])
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def world(tmp_path_factory):
             world.weights()
             world.validator.settings = load_settings(world.base | {"validator.average_alpha": 0.5, "scoring.query_factor": 1.2, "tasks.focus": 0.2}, environ={})
             world.rounds(TOPICS[2:4])
-            publish(world.store, world.hub, **SHARDS, extra_files=[card_files, world.trail()])
+            publish(world.store, world.hub, **SHARDS, extra_files=[card_hook(world.hub, CorpusSettings()), world.trail()])
             yield world
         finally:
             world.validator.close()
@@ -396,8 +396,8 @@ def test_the_trail_goes_on_where_the_hub_has_it(world, tmp_path, monkeypatch):
     with LoopbackHub(Faults(script=["lost", "none", "foreign"]), TOKEN) as server:
         for size in (10, 12, 7, 100):
             hub = HuggingFaceHub("me/clips", token=TOKEN, endpoint=server.url, commits_per_hour=None)
-            publish(world.store, hub, shard_rows=size, flush=size == 100, min_rows=1, shards_per_commit=1, extra_files=[card_files, world.trail(hub)],
-                    sleep=lambda seconds: None)
+            publish(world.store, hub, shard_rows=size, flush=size == 100, min_rows=1, shards_per_commit=1,
+                    extra_files=[card_hook(hub, CorpusSettings()), world.trail(hub)], sleep=lambda seconds: None)
         for name in hub.tree():
             (tmp_path / "got" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "got" / name).write_bytes(hub.read(name))

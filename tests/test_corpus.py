@@ -25,7 +25,7 @@ from omega_lab.corpus import (
     HuggingFaceHub,
     LocalHub,
     ShardError,
-    card_files,
+    card_hook,
     evidence_hash,
     forget_footage,
     publish,
@@ -37,6 +37,7 @@ from omega_lab.corpus import (
 from omega_lab.footage import Fingerprint
 from omega_lab.footage_index import FootageIndex
 from omega_lab.novelty import NoveltyIndex
+from omega_lab.settings import CorpusSettings
 from omega_lab.store import MIGRATIONS, Store, entry_id, sync_index
 
 
@@ -173,10 +174,10 @@ def test_side_files_go_into_the_same_commit_and_may_be_deleted(tmp_path, hasty):
     with LoopbackHub(token=TOKEN) as server, Store(tmp_path) as store:
         hub = far_hub(server)
         store.commit_round(toy_round(1, 4))
-        publish_all(store, hub, extra_files=(card_files, audit))
+        publish_all(store, hub, extra_files=(card_hook(hub, CorpusSettings()), audit))
         assert len(server.repos[REPO].commits) == 1 and len(hub.tree("audit")) == 1 and {"README.md", "space.json"} <= hub.tree().keys()
         store.take_down(["youtube:r000001c000"], "asked")
-        publish_all(store, hub, extra_files=(card_files, audit))
+        publish_all(store, hub, extra_files=(card_hook(hub, CorpusSettings()), audit))
         path, = hub.tree("audit")
         assert hub.read(path) == b"3" and len(server.repos[REPO].commits) == 2
 

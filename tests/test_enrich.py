@@ -19,7 +19,7 @@ import pytest
 from corpus_publisher import toy_round
 from onnx import TensorProto, helper, numpy_helper
 
-from omega_lab.corpus import LocalHub, card_files, publish
+from omega_lab.corpus import LocalHub, card_hook, publish
 from omega_lab.corpus.enrich import (
     Enriched,
     EnrichError,
@@ -36,7 +36,7 @@ from omega_lab.corpus.enrich import (
 from omega_lab.corpus.enrichers import Box, Detector, EmotionEnricher, MotionEnricher, ObjectsEnricher, OcrEnricher, TranscriptEnricher, follow
 from omega_lab.focus.speech import make_transcriber
 from omega_lab.media import write_film
-from omega_lab.settings import load_settings
+from omega_lab.settings import CorpusSettings, load_settings
 from omega_lab.sources.base import SourceError
 from omega_lab.store import Store
 
@@ -203,7 +203,7 @@ def test_a_takedown_takes_its_row_out_of_the_enrichments_in_the_same_commit(tmp_
     hub, part = LocalHub(tmp_path / "hub"), Length()
     with Store(tmp_path / "state") as store:
         store.commit_round(toy_round(1, 5))
-        hooks = (card_files, carried(tmp_path / "hub"))
+        hooks = (card_hook(hub, CorpusSettings()), carried(tmp_path / "hub"))
         publish(store, hub, shard_rows=10, flush=True, min_rows=1, extra_files=hooks)
         shards = sorted((tmp_path / "hub/default").rglob("*.parquet"))
         clips = pl.concat(pl.read_parquet(path, columns=["video_id", "source_id"]) for path in shards)

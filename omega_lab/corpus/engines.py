@@ -30,8 +30,11 @@ from ..settings import ScoringSettings
 class ShardFunction(Protocol):
     "A table out of a shard's table. It travels to other processes and machines, so what it holds has to be picklable."
 
-    name: str  # of the config that the results form
-    revision: str  # changes whenever the same shard may give another table
+    @property
+    def name(self) -> str: ...  # of the config that the results form
+
+    @property
+    def revision(self) -> str: ...  # changes whenever the same shard may give another table
 
     def __call__(self, shard: pa.Table) -> pa.Table: ...
 

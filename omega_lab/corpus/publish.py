@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['RISE', 'FALL', 'MOST_LEVEL', 'ExtraFiles', 'SPACE', 'next_level', 'PlannedShard', 'MixedSpaces', 'stage',
-           'check_space', 'land', 'dataset_card', 'card_files', 'withdrawals', 'due', 'batches', 'Published', 'publish',
-           'forget_footage', 'load']
+           'check_space', 'land', 'withdrawals', 'due', 'batches', 'Published', 'publish', 'forget_footage']
 
 # %% ../../nbs/09c_corpus_publish.ipynb #0bc6876c
 import json
@@ -13,7 +12,6 @@ import random
 import re
 import shutil
 import time
-import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +25,7 @@ import pyarrow.parquet as pq
 from ulid import ULID
 
 from .hub import Commit, Hub, HubBusy, HubConflict, HubError
-from .shards import EMBEDDINGS, read_shard, shard_path, shard_schema, shard_table, write_shard
+from .shards import read_shard, shard_path, shard_schema, shard_table, write_shard
 from ..footage_index import FootageIndex
 from ..store import ShardPlan, Store
 
@@ -164,26 +162,6 @@ def land(
         waited += pause
     raise AssertionError("unreachable")
 
-# %% ../../nbs/09c_corpus_publish.ipynb #f455692d
-def dataset_card(
-    encoder: str,  # name@revision
-    dim: int,  # of its vectors
-) -> str:
-    "README.md of the dataset folder, with the features `datasets` reads."
-    kinds = {pa.string(): "string", pa.int64(): "int64", pa.float64(): "float64"}
-    features = [f"  - name: {f.name}\n    list: float32\n    length: {dim}" if f.name in EMBEDDINGS
-                else f"  - name: {f.name}\n    dtype: {kinds[f.type]}" for f in shard_schema(dim)]
-    return "\n".join([
-        "---", "configs:", "- config_name: default", "  data_files:", "  - split: train", "    path: default/train/*/*.parquet",
-        "dataset_info:", "  config_name: default", "  features:", *features, "---", "", "# Multimodal clips", "",
-        f"Clips accepted by a validator of the subnet, with unit vectors of {dim} numbers in the latent space `{encoder}`.",
-        "A missing audio track has a vector of zeros. Times are seconds; `submitted_at` is seconds since 1970, UTC."]) + "\n"
-
-
-def card_files(shards: Sequence[PlannedShard]) -> dict[str, bytes | None]:
-    "The card, for the commit of these shards."
-    return {"README.md": dataset_card(shards[0].encoder, shards[0].dim).encode()}
-
 # %% ../../nbs/09c_corpus_publish.ipynb #957378e7
 def _ulid() -> str:
     return str(ULID())
@@ -292,7 +270,7 @@ def publish(
     flush: bool = False,  # also publish what does not fill a shard
     min_rows: int = 32,  # but no less than so much
     shards_per_commit: int = 16,
-    extra_files: Sequence[ExtraFiles] = (card_files,),  # what else goes into each commit; asked anew for every attempt
+    extra_files: Sequence[ExtraFiles] = (),  # what else goes into each commit, such as the card; asked anew for every attempt
     patience: float = 60.0,  # seconds to wait for a hub that is busy, for each commit
     sleep: Callable[[float], None] = time.sleep,
 ) -> Published:
@@ -325,13 +303,3 @@ def forget_footage(frames: FootageIndex, store: Store) -> int:
     for name in withdrawn:
         frames.remove(name)
     return len(withdrawn)
-
-# %% ../../nbs/09c_corpus_publish.ipynb #07fb2afe
-def load(folder: str | Path):
-    "The dataset in `folder` as `datasets` sees it, split `train`; no network."
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about widgets that a notebook on a server does not have
-        from datasets import disable_progress_bars, load_dataset  # slow to import, and only readers need it
-
-    disable_progress_bars()
-    return load_dataset(str(Path(folder).resolve()), split="train", cache_dir=str(Path(folder).resolve() / ".cache"))
