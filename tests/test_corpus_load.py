@@ -78,11 +78,11 @@ def subnets(table, path):
 def test_the_published_card_counts_what_is_there_through_takedowns(tmp_path):
     hub = LocalHub(tmp_path / "hub")
     with Store(tmp_path / "store") as store:
-        for number in range(1, 6):
+        for number in range(1, 4):
             store.commit_round(toy_round(number, 3 + number))
             published(store, hub)
             assert hub_statistics(hub) == count(shard_files(hub.folder)) and hub_statistics(hub)["totals"]["rows"] == store.corpus_rows()
-        store.take_down(["youtube:r000002c000", "youtube:r000004c001"], "asked")
+        store.take_down(["youtube:r000002c000", "youtube:r000003c001"], "asked")
         published(store, hub)
         assert hub_statistics(hub) == count(shard_files(hub.folder)) and hub_statistics(hub)["totals"]["rows"] == store.corpus_rows() - 2
     assert viewer_findings(hub.folder) == []
@@ -284,7 +284,7 @@ def test_a_dataset_on_the_hub_is_loaded_by_its_name(tmp_path, monkeypatch):
         code = (f"from omega_lab.corpus import load\nrows = load({REPO!r})\nprint(rows.num_rows, rows.features['video_embed'].length)\n"
                 f"print(sum(1 for _ in load({REPO!r}, streaming=True, columns=['query'])))")
         told = {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **told, "HF_HUB_OFFLINE": "0"}, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **told, "HF_HUB_OFFLINE": "0"}, capture_output=True, text=True, timeout=240)
     assert done.stdout.split() == ["8", "8", "8"], done.stderr
 
 
