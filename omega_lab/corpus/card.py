@@ -12,6 +12,7 @@ __all__ = ['STATISTICS', 'FORMAT', 'LOOKED_AT', 'SURE', 'UNKNOWN', 'SCORES', 'BI
 import io
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -223,16 +224,18 @@ def plot_topic_counts(
     topics = sorted(statistics["topic"].items(), key=lambda t: (-t[1], t[0]))[:most][::-1]
     figure = Figure(figsize=(9, 0.8 + 0.2 * len(topics)), layout="constrained")
     axes = figure.subplots()
-    axes.barh([name[:50].replace("$", r"\$") for name, _ in topics], [n for _, n in topics], color="tab:green")
+    axes.barh(range(len(topics)), [n for _, n in topics], color="tab:green")
+    axes.set_yticks(range(len(topics)), [name[:50].replace("$", r"\$") for name, _ in topics], fontsize=8)
     axes.set_xlabel("clips")
-    axes.tick_params(axis="y", labelsize=8)
     return figure
 
 
 def _png(figure: Figure) -> bytes:
     "The same counts give the same bytes."
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a topic in a script that the font lacks
+        figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
     return buffer.getvalue()
 
 # %% ../../nbs/09d_corpus_card.ipynb #4d216031
@@ -308,10 +311,11 @@ def card(
     "README.md of a dataset with these counts."
     where = corpus.repo if corpus.hub == "huggingface" and corpus.repo else "path/to/this/folder"
     head = yaml.safe_dump(metadata(statistics, corpus, configs), sort_keys=False, allow_unicode=True, width=1000)
+    who = "Made-up rows, of no real clips" if set(statistics["source"]) == {"synthetic"} else "Clips accepted by validators of the subnet"
     spaces = " and ".join(f"`{name}`" for name in sorted(statistics["encoder"])) or "`nothing yet`"
     return "\n".join([
         f"---\n{head}---", "", "# Multimodal clips", "",
-        f"Clips accepted by validators of the subnet, with unit vectors of {_dim_of(statistics)} numbers in the latent space {spaces}:",
+        f"{who}, with unit vectors of {_dim_of(statistics)} numbers in the latent space {spaces}:",
         "one of what is seen, one of what is heard, one of the caption.", "", _counts_section(statistics), "",
         "## Topics", "", _topics_section(statistics), "",
         "## Scores", "", "![distribution of the scores](assets/scores.png)", "",

@@ -107,6 +107,7 @@ def connect(folder: str | Path) -> duckdb.DuckDBPyConnection:
     Files that come later are seen. Close it, or use it as a context manager. FileNotFoundError when there is no shard."""
     root = shard_files(folder)[0].resolve().parents[3]
     connection = duckdb.connect(config={"autoinstall_known_extensions": False})
+    connection.execute("set enable_progress_bar = false")  # it would stand between the lines of JSON
     files = _text(root / "default/train/*/*.parquet")
     _clips_view(connection, files)
     connection.execute(f"""create view shards as
