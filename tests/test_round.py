@@ -9,6 +9,7 @@ import time
 from itertools import permutations
 from pathlib import Path
 
+import datasets
 import httpx
 import nbformat
 import polars as pl
@@ -17,6 +18,8 @@ import pytest
 
 from omega_lab.chain import AnswerReceipt, Chain, ReceiptError, verify_receipt
 from omega_lab.corpus import load
+from omega_lab.corpus.verify import audit_dataset, verify_rows
+from omega_lab.corpus.viewer import viewer_findings
 from omega_lab.demo import PLAYERS, TOPICS, Demo, Player, Stage
 from omega_lab.scoring.weights import combine, task_shares
 from omega_lab.settings import TasksSettings
@@ -113,13 +116,25 @@ def test_a_recording_was_sold_and_everybody_can_see_it(played):
     assert all(html.escape(topic) in rounds for topic in demo.topics), "the validator told the service of its rounds"
 
 
-def test_the_dataset_loads(played):
+def test_the_dataset_loads(played, tmp_path):
     demo, _ = played
     with Store(demo.folder / "state" / "validator") as store:
         rows = store.corpus_rows()
     dataset = load(demo.folder / "corpus")
     assert len(dataset) == rows > 0
     assert {"youtube_id", "video_embed", "query_relevance_score"} <= set(dataset.column_names)
+    plain = datasets.load_dataset(str(demo.folder / "corpus"), split="train", cache_dir=str(tmp_path))
+    assert plain.column_names == dataset.column_names and plain["video_id"] == dataset["video_id"]
+    assert viewer_findings(demo.folder / "corpus") == []
+
+
+def test_the_dataset_stands_up_to_an_audit(played):
+    demo, _ = played
+    found = audit_dataset(demo.folder / "corpus")
+    assert found.ok, [str(finding) for finding in found.findings]
+    shard, = sorted((demo.folder / "corpus").glob("default/train/*/*.parquet"))
+    row = load(demo.folder / "corpus", columns=["video_id"])["video_id"][0]
+    assert all(check.ok for check in verify_rows(demo.folder / "corpus", [row])), shard
 
 
 def test_notebooks_are_executed_and_hold_no_secret(played):

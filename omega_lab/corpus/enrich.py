@@ -63,7 +63,10 @@ def get_enricher(name: str, **options: Any) -> Enricher:
         raise EnrichError(f"enricher {name!r} cannot be loaded: {error}") from error
     if made is None:
         raise EnrichError(f"there is no enricher {name!r}; available: {', '.join(ENRICHERS)}, or module:Class of your own")
-    return made(**options)
+    try:
+        return made(**options)
+    except TypeError as error:
+        raise EnrichError(f"enricher {name!r} cannot be opened with {', '.join(options) or 'nothing'}: {error}") from error
 
 # %% ../../nbs/09g_corpus_enrich.ipynb #10d660b7
 Fetch = Callable[[Row], tuple[Path, float, float]]  # a row → media file, start, end (seconds on the medium's own clock)
