@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Weights', 'HUGE', 'PATCHES', 'TOKENS', 'PRECISIONS', 'Tower', 'Shape', 'expected_shapes', 'weights_by_rule',
-           'best_device', 'check_precision', 'Linear', 'Norm', 'Block', 'TowerModel', 'Vision', 'Audio', 'Text',
-           'tower_flops', 'view_flops', 'sound_flops', 'text_flops']
+           'best_device', 'check_precision', 'whole_numbers', 'Linear', 'Norm', 'Block', 'TowerModel', 'Vision',
+           'Audio', 'Text', 'tower_flops', 'view_flops', 'sound_flops', 'text_flops']
 
 # %% ../../nbs/04j_embedding_trunks.ipynb #a48302c5
 import zlib
@@ -114,6 +114,14 @@ def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def whole_numbers(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    "int8[out, in]: each row of float32[out, in] by its scale; some rows at a time, so that little lies beside the result."
+    whole = torch.empty(weight.shape, dtype=torch.int8)
+    for n in range(0, len(weight), 256):
+        whole[n:n + 256] = (weight[n:n + 256] / scale[n:n + 256, None]).round_()
+    return whole
+
+
 class Linear:
     """x @ weight.T + bias in one precision, then optionally GELU or the sum with another array.
 
@@ -137,7 +145,7 @@ class Linear:
         assert weight is not None, "laid out once"
         if self.precision == "int8":
             self.scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
-            return self._int8, (weight / self.scale[:, None]).round().to(dtype).t()
+            return self._int8, whole_numbers(weight, self.scale).t()
         self.bias = None if self.bias is None else self.bias.to(self.device, dtype)
         if self.device.type == "cpu" and _has_onednn():
             return self._onednn, torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), None)
