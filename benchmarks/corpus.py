@@ -61,7 +61,7 @@ def write_lists(rows: dict, path: Path) -> None:
 
 def read(path: Path) -> None:
     "Matrices of float32 and the other columns that the subnet's shards have."
-    table = pq.ParquetFile(path).read(columns=shard_schema(1).names[:13])
+    table = pq.ParquetFile(path, memory_map=True).read(columns=shard_schema(1).names[:13])
     for name in EMBEDDINGS:
         assert _vectors(table[name].combine_chunks()).dtype == np.float32
 

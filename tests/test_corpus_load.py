@@ -325,7 +325,7 @@ class Axes:
 def test_text_needs_the_encoder_of_the_shards(made, tmp_path):
     rows = whole(made).slice(0, 4)
     for column in EMBEDDINGS:
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.eye(16, dtype=np.float32)[:4].ravel()), 16)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.eye(16, dtype=np.float32)[:4].ravel()), type=rows.schema.field(column).type)
         rows = rows.set_column(rows.column_names.index(column), rows.schema.field(column), vectors)
     rows = rows.set_column(rows.column_names.index("encoder"), "encoder", pa.array(["axes@1"] * 4))
     write_shard(rows, tmp_path / "default/train/000/axes.parquet")

@@ -188,9 +188,11 @@ def plot_light(stages: Sequence[Stage], product: float, copy: float, title: str 
     figure, (roof, bars) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     x = np.logspace(-2, 4, 200)
     roof.loglog(x, np.minimum(product, x * copy) / 1e9, color="0.4")
-    for stage in (s for s in stages if s.bytes):
-        roof.loglog(stage.work / stage.bytes, stage.work / stage.seconds / 1e9, "o")
-        roof.annotate(stage.name, (stage.work / stage.bytes, stage.work / stage.seconds / 1e9), xytext=(5, -12), textcoords="offset points")
+    placed = sorted((s for s in stages if s.bytes), key=lambda s: s.work / s.bytes, reverse=True)
+    for n, stage in enumerate(placed):  # names to the right and to the left in turn: neighbours would cover each other
+        at = stage.work / stage.bytes, stage.work / stage.seconds / 1e9
+        roof.loglog(*at, "o")
+        roof.annotate(stage.name, at, xytext=(-6 if n % 2 else 6, -13), textcoords="offset points", ha="right" if n % 2 else "left")
     roof.set(xlabel="operations per byte moved", ylabel="GFLOP/s", title=title or "roofline")
     names = [s.name for s in stages][::-1]
     fractions = [s.fraction for s in stages][::-1]
