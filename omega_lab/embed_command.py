@@ -24,17 +24,15 @@ if TYPE_CHECKING:  # torch and arrow are slow to import: help comes without them
 
 # %% ../nbs/16m_embed_command.ipynb #4c6b4491
 def open_encoder(name: str, options: dict[str, Any]) -> "Encoder":
-    "The encoder with the options that were given, or one sentence why not."
+    "The encoder with the options that were given, the others from the settings if they are of this encoder; or one sentence why not."
     from omega_lab.embedding.base import get_encoder
+    from omega_lab.settings import SettingsError, load_settings
 
     given = {option: value for option, value in options.items() if value is not None}
     try:
-        return get_encoder(name, **given)
-    except TypeError as error:
-        if not given:
-            raise
-        fail(f"encoder {name!r} does not take {', '.join(f'--{option}' for option in given)} ({error})", 2)
-    except (ValueError, OSError) as error:
+        chosen = load_settings().encoder
+        return get_encoder(name, **{**(chosen.options() if name == chosen.name else {}), **given})
+    except (ValueError, OSError, SettingsError) as error:
         fail(str(error), 2)
 
 # %% ../nbs/16m_embed_command.ipynb #899932eb
