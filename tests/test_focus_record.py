@@ -15,7 +15,7 @@ from omega_lab.focus.book import Book
 from omega_lab.focus.evidence import gather
 from omega_lab.focus.inputs import read_inputs
 from omega_lab.focus.reading import RapidReader
-from omega_lab.focus.record import Recorder, join_parts
+from omega_lab.focus.record import Recorder, join_parts, part_arguments
 from omega_lab.focus.task import FocusError, make_task
 from omega_lab.media import MediaError, frames, probe
 from omega_lab.settings import FocusSettings, RecorderSettings
@@ -83,6 +83,18 @@ def recorded(part, seconds, patience=90):
 def book_in(folder):
     book = Book(folder)
     return book, book.tasks.add(make_task("Hello", "Say hello in a terminal, twice."))
+
+
+def test_parts_whose_rates_differ_join_to_their_sum(tmp_path):
+    "A grabber that starts on a busy machine takes 10.2 frames a second for its rate, the next one 10."
+    parts = []
+    for rate, seconds in (("10", 3), ("61/6", 2)):
+        command = part_arguments(RecorderSettings(display=":0"), tmp_path / f"part-{len(parts)}.mp4", "linux")
+        encode = command[command.index("-vf"):]
+        subprocess.run([command[0], "-v", "error", "-f", "lavfi", "-i", f"testsrc=r={rate}:s=320x240:d={seconds}", *encode], check=True)
+        parts.append(Path(command[-1]))
+    joined = join_parts(parts, tmp_path / "film.mp4")
+    assert joined.info.duration == pytest.approx(5, abs=0.2)
 
 
 def test_a_recording_with_a_pause_shows_nonce_and_work(screen, tmp_path):

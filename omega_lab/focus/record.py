@@ -73,6 +73,7 @@ def part_arguments(settings: RecorderSettings, out: Path, system: str = sys.plat
     "The command that records one partial clip into `out` until it reads `q`."
     return _ffmpeg([*grab_arguments(settings, system, environ), "-vf", "crop=trunc(iw/2)*2:trunc(ih/2)*2", "-c:v", "libx264", "-preset", "veryfast",
                     "-crf", str(settings.crf), "-pix_fmt", "yuv420p", "-g", str(2 * settings.fps), "-threads", "1",
+                    "-video_track_timescale", "90000",  # one clock for all parts: joined without re-encoding, times are copied as they are
                     "-flush_packets", "1", "-movflags", "+frag_keyframe+empty_moov+default_base_moof", str(out)])
 
 
