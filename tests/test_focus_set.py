@@ -26,9 +26,9 @@ screens = pytest.mark.skipif(bool(missing()), reason=f"virtual desks want {', '.
 
 @pytest.fixture(scope="module")
 def short_ones(tmp_path_factory):
-    "Six short recordings, side by side."
+    "Six short recordings, three at a time: more, on a busy machine, and programs miss what is typed."
     folder = tmp_path_factory.mktemp("set")
-    focus_set.make_set(folder, short=True, jobs=6)
+    focus_set.make_set(folder, short=True, jobs=3)
     return folder
 
 
@@ -36,7 +36,7 @@ def short_ones(tmp_path_factory):
 def logbook(short_ones, tmp_path_factory):
     "The pipeline over them."
     out = tmp_path_factory.mktemp("out")
-    settings = {"focus.min_seconds": 15, "focus.read_share": 0.3}
+    settings = {"focus.min_seconds": 15, "focus.read_share": 0.8}  # seconds of a machine that other tests keep busy, too
     said = []
     run_pipeline("focus", {"state": str(out / "focus"), "recordings": str(short_ones), "settings": settings}, out / "focus.ipynb", said.append)
     return Book(out / "focus"), out / "focus.ipynb", said, load_settings(settings, environ={})
