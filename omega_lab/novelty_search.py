@@ -49,7 +49,7 @@ def scan(vectors: np.ndarray, rows: np.ndarray, counts: np.ndarray) -> list[np.n
             for pieces, least in zip(found, best - slack(rows.shape[1]))]
 
 # %% ../nbs/05c_novelty_search.ipynb #7d8538fd
-PROBED_NUMBERS = 2**17  # lists read for a question × dim: 128 of them in 1 024 dimensions; fewer numbers tell less, so more lists
+PROBED_NUMBERS = 2**18  # lists read for a question × dim: 256 of them in 1 024 dimensions; fewer numbers tell less, so more lists
 RESCORED = 256  # rows proposed for it
 QUERY_BITS = 4  # of a number of the question
 ROUNDS = 8  # of k-means
