@@ -34,13 +34,13 @@ class MediaError(ValueError):
 
 # %% ../nbs/02a_media.ipynb #d45e7b26
 @contextmanager
-def open_media(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
-    "Open `path` for reading; whatever FFmpeg complains about inside the block is raised as `MediaError`."
+def open_media(path: str | os.PathLike, options: dict[str, str] | None = None) -> Iterator[av.container.InputContainer]:
+    "Open `path` for reading, with FFmpeg's own `options`; whatever it complains about inside the block is raised as `MediaError`."
     path = Path(path)
     if not path.is_file():
         raise MediaError(path, "no such file")
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=options) as container:
             yield container
     except av.FFmpegError as error:
         raise MediaError(path, f"cannot be decoded ({error.strerror or error})") from error

@@ -13,16 +13,15 @@ import math
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path
 
 import av
 import numpy as np
 
-from ..media import MediaError, _real_video
+from ..media import MediaError, _real_video, open_media
 
 # %% ../../nbs/04f_embedding_views.ipynb #faa6f71f
 CLIPS, SECONDS = 5, 2  # how many clips of a film, how long each
@@ -46,17 +45,9 @@ def clip_frames(frames: int, rate: float) -> list[tuple[int, int]]:
 IGNORE_EDITS = {"ignore_editlist": "1"}  # an option of MP4's demuxer, unknown to the others
 
 
-@contextmanager
-def open_tracks(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
-    "Open a media file as its tracks lie in it, edit list ignored. Whatever FFmpeg complains about inside is raised as `MediaError`."
-    path = Path(path)
-    if not path.is_file():
-        raise MediaError(path, "no such file")
-    try:
-        with av.open(str(path), options=IGNORE_EDITS) as container:
-            yield container
-    except av.FFmpegError as error:
-        raise MediaError(path, f"cannot be decoded ({error.strerror or error})") from error
+def open_tracks(path: str | os.PathLike) -> AbstractContextManager[av.container.InputContainer]:
+    "Open a media file as its tracks lie in it, edit list ignored. Raises `MediaError` as `open_media` does."
+    return open_media(path, IGNORE_EDITS)
 
 # %% ../../nbs/04f_embedding_views.ipynb #84b6cb22
 @dataclass
