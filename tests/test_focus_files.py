@@ -300,3 +300,20 @@ def test_two_processes_hand_in_one_file(tmp_path):
     waiting.set()
     first.join()
     assert book.film(outcome[0]).read_bytes() == good.read_bytes() and not list((book.folder / "uploads").iterdir())
+
+
+def test_pages_show_what_strangers_wrote_and_do_nothing(tmp_path):
+    from omega_lab.focus.inbox import overview, page_findings, page_head, page_table
+    from omega_lab.focus.verdict import Annotation, Check, Step, Verdict
+
+    evil = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[2J $\\frac{1}{2}$"
+    task = make_task(f"Paint {evil}", f"Paint some squares.\n{evil}")
+    told = Annotation(completion_sequence_steps=(Step(at=1, action=evil),), description=evil, user_feedback=evil)
+    verdict = Verdict(state="REJECTED", score=0.1, final=0.1, reasons=(evil,), checks=(Check(name=evil, passed=False, reason=evil),), settings_hash="x",
+                      judged_at=task.created_at, annotation=told)
+    recording = Recording(id="r", task=task, name=evil, history=(Event(at=task.created_at, state="REJECTED", by="judge"),))
+    pages = (page_head(recording, verdict), page_findings(verdict), page_table(evil, overview([(recording, verdict)])))
+    for page in pages:
+        markup = page._repr_html_()
+        assert "&lt;script&gt;" in markup and not any(word in markup for word in ("<script", "<img", "\x1b", "$")), markup
+        assert not [c for c in repr(page) if ord(c) < 32 and c != "\n"]

@@ -138,7 +138,7 @@ def page_head(recording: Recording, verdict: Verdict) -> Shown:
     "Whose page it is: task, film, verdict and why."
     state, *reasons = headline(recording, verdict).splitlines()
     task, bonus = recording.task, f" × {recording.task.multiplier:g}" if recording.task.multiplier != 1 else ""
-    about = f"{task.type}{bonus} · {recording.name} · {recording.id}"
+    about = one_line(f"{task.type}{bonus} · {recording.name} · {recording.id}")
     text = "\n".join(["─" * 100, task.title, about, task.text, "", state, *reasons])
     why = "".join(f"<li>{safe(reason.removeprefix('why: '))}</li>" for reason in reasons)
     markup = (f'<hr><h3 style="margin:.6em 0 .1em">{safe(task.title)}</h3><div style="color:#777">{safe(about)}</div>'
@@ -158,7 +158,7 @@ def page_table(title: str, frame: pl.DataFrame) -> Shown:
     cells = ["".join(f'<td style="text-align:left">{safe(signs.get(cell, cell))}</td>' for cell in row) for row in rows]
     names = "".join(f'<th style="text-align:left">{safe(name)}</th>' for name in frame.columns)
     body = "".join(f"<tr>{row}</tr>" for row in cells)
-    return Shown("\n".join(["", title, *lines]), f"<h4>{safe(title)}</h4><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>")
+    return Shown("\n".join(["", one_line(title), *lines]), f"<h4>{safe(title)}</h4><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def page_findings(verdict: Verdict) -> Shown:
