@@ -317,3 +317,14 @@ def test_pages_show_what_strangers_wrote_and_do_nothing(tmp_path):
         markup = page._repr_html_()
         assert "&lt;script&gt;" in markup and not any(word in markup for word in ("<script", "<img", "\x1b", "$")), markup
         assert not [c for c in repr(page) if ord(c) < 32 and c != "\n"]
+
+
+def test_what_another_window_did_is_not_undone(tmp_path):
+    s = load_settings({"focus.min_seconds": 5, "focus.read_share": 0.05, "focus.reject_below": 0}, environ={})
+    book, good = Book(tmp_path / "focus"), film(tmp_path / "good.mp4")
+    waiting, _ = book.score(book.upload(good, book.tasks.add(make_task("Paint", "Paint some squares on the screen.")), 10**9), [], s)
+    done = book.submit(book.review(waiting, True, "ann", s, score=0.8), s)
+    for late in (lambda: book.review(waiting, False, "bob", s), lambda: book.score(waiting, [RulesJudge()], s)):
+        with pytest.raises(FocusError, match="by another process meanwhile"):
+            late()
+    assert book.read(done.id) == done and done.state == "SUBMITTED"

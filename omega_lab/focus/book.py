@@ -169,6 +169,8 @@ class Book:
         if state not in MOVES[recording.state]:
             raise FocusError(f"{recording.id} is {recording.state}: from there no way leads to {state}"
                              + (f", only to {', '.join(MOVES[recording.state])}" if MOVES[recording.state] else "; it is the last state"))
+        if (now := self.read(recording.id)).history != recording.history:  # else what another window did would be undone
+            raise FocusError(f"{recording.id} was changed by another process meanwhile, and is {now.state} now: look at it again")
         moved = recording.model_copy(update={**changes, "history": (*recording.history, Event(at=datetime.now(UTC), state=state, by=by, note=note))})
         write_json(self.path(moved) / "record.json", moved)
         return moved
@@ -274,6 +276,8 @@ class Book:
         from omega_lab.focus.judge import judge_recording
 
         with working_on(self.path(recording)):
+            if self.read(recording.id).history != recording.history:
+                raise FocusError(f"{recording.id} was judged by another process meanwhile: look at it again")
             try:
                 evidence = self.evidence(recording, settings, reader, anew)
             except MediaError as error:
