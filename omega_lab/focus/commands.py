@@ -106,7 +106,8 @@ def _print(what: Any) -> None:
 
 # %% ../../nbs/16i_focus_commands.ipynb #4b3c41ec
 CONSENT = ("Beside how often keys and mouse are used, this notes where the mouse is and clicks, which shortcuts and named keys are pressed, and of "
-           "characters whether they are letters, digits, blanks or signs. It never notes what is typed. The file stays with the recording and becomes part "
+           "characters whether they are letters, digits, blanks or signs. It never notes what is typed; of a password it tells how long it is and where "
+           "its digits and signs are, so pause before you type one. The file stays with the recording and becomes part "
            "of it when you submit. Note it?")
 
 
