@@ -328,3 +328,18 @@ def test_what_another_window_did_is_not_undone(tmp_path):
         with pytest.raises(FocusError, match="by another process meanwhile"):
             late()
     assert book.read(done.id) == done and done.state == "SUBMITTED"
+
+
+def test_a_folder_with_what_is_no_film_is_taken_in(tmp_path):
+    from omega_lab.focus.inbox import take_in
+
+    inbox, s = tmp_path / "inbox", load_settings(environ={})
+    inbox.mkdir()
+    film(inbox / "good.mp4")
+    (inbox / "dir.mp4").mkdir()
+    os.mkfifo(inbox / "pipe.mp4")
+    Path(os.fsdecode(os.fsencode(inbox) + b"/b\xe9\x1b[2J.mp4")).write_bytes(b"nothing")
+    (inbox / "task.json").write_text('{"title": "Paint", "text": "Paint some squares."}')
+    taken, problems = take_in(Book(tmp_path / "focus"), inbox, s)
+    assert [r.name for r in taken] == ["good.mp4"] and len(problems) == 3
+    assert not [c for line in problems for c in line if ord(c) < 32 or 0xD800 <= ord(c) < 0xE000]

@@ -60,6 +60,8 @@ def take_in(book: Book, folder: str | Path, settings: Settings) -> tuple[list[Re
     taken, problems = [], []
     for film in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".mp4", ".webm") and not path.name.startswith(".")):
         try:
+            if not film.is_file():
+                raise FocusError(f"{film.name} is no file")  # a pipe would never end
             task, nonce = read_task(film, book.tasks)
             found = known.get((file_sha256(film), task.title, task.text)) or _take(book, film, task, nonce, settings)
             taken.append(found)
