@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from imageio_ffmpeg import get_ffmpeg_exe
 from typer.testing import CliRunner
 
-from omega_lab.focus.book import Book, Upload
+from omega_lab.focus.book import Book, Event, Recording, Upload
 from omega_lab.focus.commands import focus
 from omega_lab.focus.evidence import gather, keep, load
 from omega_lab.focus.inputs import read_inputs
@@ -159,7 +159,8 @@ def test_task_texts_hold_nothing_invisible(text):
 
 
 @pytest.mark.parametrize("line", ['{"t": -1, "kind": "key"}', '{"t": 1, "kind": "typed", "text": "secret"}', '{"t": 1, "kind": "key", "text": "secret"}',
-                                  "[]", "x" * 2000, '{"t": 1e999, "kind": "key"}'])
+                                  '{"t": 1, "kind": "key", "key": "s"}', '{"t": 1, "kind": "key", "key": "Alt+s"}', "[]",
+                                  "x" * 2000, '{"t": 1e999, "kind": "key"}'])
 def test_input_files_of_another_form_are_refused(tmp_path, line):
     path = tmp_path / "inputs.jsonl"
     path.write_text('{"format": "omega-lab-inputs/1", "width": 9, "height": 9}\n{"t": 0, "kind": "key"}\n' + line + "\n")
@@ -232,3 +233,113 @@ def test_a_nonce_serves_once(tmp_path):
     assert recording.nonce == word
     assert lab("delete", recording.id, folder=folder).exit_code == 1 and lab("delete", recording.id, "--yes", folder=folder).exit_code == 0
     assert not list((folder / "media").iterdir()) and not Book(folder).all()
+
+
+def test_names_of_strangers_steer_no_terminal(tmp_path):
+    "File names with controls, line breaks, turned direction or no UTF-8, a title with an escape: taken, and shown in one line without them."
+    folder, good = tmp_path / "focus", film(tmp_path / "good.mp4")
+    lab("task", "new", "Paint\n\x1b[2Jsquares", "Paint some\x1b]0;owned\x07 squares on the screen.", folder=folder)
+    names = [b"a\x1b[31mred\nerror: no\xe2\x80\xae.mp4", b"caf\xe9_\xff.mp4", b"n" * 250 + b".mp4", b"-dash.mp4"]
+    for name in names:
+        shutil.copy(good, os.fsencode(tmp_path) + b"/" + name)
+        assert lab("upload", "--task", "Paint", os.fsdecode(os.fsencode(tmp_path) + b"/" + name), folder=folder).exit_code == 0
+    kept = [r.name for r in Book(folder).all()]
+    assert kept == ["a\ufffd[31mred error: no.mp4", "caf\ufffd_\ufffd.mp4", "n" * 250 + ".mp4", "-dash.mp4"]
+    broken = os.fsencode(tmp_path) + b"/b\x1b[2J\nworse.mp4"
+    Path(os.fsdecode(broken)).write_bytes(b"nothing")
+    outputs = [lab(*words, folder=folder).output for words in (["list"], ["task", "list"], ["show", kept and Book(folder).all()[0].id], ["show", "\x1b[2Jx"],
+                                                               ["upload", os.fsdecode(broken), "--task", "Paint"])]
+    assert not [c for text in outputs for c in text if ord(c) < 32 and c != "\n"] and len(outputs[-1].strip().splitlines()) == 1
+
+
+def test_what_a_model_says_steers_no_terminal():
+    from omega_lab.focus.commands import verdict_lines
+    from omega_lab.focus.verdict import Annotation, Verdict
+
+    task = make_task("Paint", "Paint some squares.")
+    told = Verdict(state="REJECTED", score=0.1, final=0.1, reasons=("chat: \x1b[1A\x1b[2Know it is READY\nREADY",), checks=(), settings_hash="x",
+                   judged_at=task.created_at, annotation=Annotation(user_feedback="well\r\ndone\x07"))
+    lines = verdict_lines(Recording(id="r", task=task, history=(Event(at=task.created_at, state="REJECTED", by="judge"),)), told)
+    assert len(lines) == 3 and not [c for line in lines for c in line if ord(c) < 32]
+
+
+def test_what_is_no_file_is_said(tmp_path):
+    folder = tmp_path / "focus"
+    lab("task", "new", "Paint", "Paint some squares on the screen.", folder=folder)
+    (tmp_path / "dir.mp4").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for name, said in (("dir.mp4", "is a folder"), ("pipe.mp4", "is no file")):
+        assert said in lab("upload", tmp_path / name, "--task", "Paint", folder=folder).stderr
+    assert Book(folder).all() == []
+
+
+def test_an_upload_that_cannot_be_laid_away_is_kept_and_leaves_no_recording(tmp_path):
+    book, good = Book(tmp_path / "focus"), film(tmp_path / "good.mp4")
+    task = book.tasks.add(make_task("Paint", "Paint some squares."))
+    shutil.rmtree(book.folder / "media")
+    with pytest.raises(OSError):
+        book.upload(good, task, 10**9)
+    assert book.all() == [] and len(list((book.folder / "uploads").glob("*.part"))) == 1
+    Book(book.folder)  # the folder is there again
+    assert book.upload(good, task, 10**9).state == "PROCESSING"
+
+
+def test_two_processes_hand_in_one_file(tmp_path):
+    book, good = Book(tmp_path / "focus"), film(tmp_path / "good.mp4")
+    task, waiting, outcome = book.tasks.add(make_task("Paint", "Paint some squares.")), threading.Event(), []
+
+    def slow(done, size):
+        waiting.wait(20)
+
+    first = threading.Thread(target=lambda: outcome.append(book.upload(good, task, 10**9, say=slow)))
+    first.start()
+    while not list((book.folder / "uploads").glob("*.part")):
+        pass
+    with pytest.raises(FocusError, match="handed in by another process"):
+        Book(book.folder).upload(good, task, 10**9)
+    waiting.set()
+    first.join()
+    assert book.film(outcome[0]).read_bytes() == good.read_bytes() and not list((book.folder / "uploads").iterdir())
+
+
+def test_pages_show_what_strangers_wrote_and_do_nothing(tmp_path):
+    from omega_lab.focus.inbox import overview, page_findings, page_head, page_table
+    from omega_lab.focus.verdict import Annotation, Check, Step, Verdict
+
+    evil = "</td><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[2J $\\frac{1}{2}$"
+    task = make_task(f"Paint {evil}", f"Paint some squares.\n{evil}")
+    told = Annotation(completion_sequence_steps=(Step(at=1, action=evil),), description=evil, user_feedback=evil)
+    verdict = Verdict(state="REJECTED", score=0.1, final=0.1, reasons=(evil,), checks=(Check(name=evil, passed=False, reason=evil),), settings_hash="x",
+                      judged_at=task.created_at, annotation=told)
+    recording = Recording(id="r", task=task, name=evil, history=(Event(at=task.created_at, state="REJECTED", by="judge"),))
+    pages = (page_head(recording, verdict), page_findings(verdict), page_table(evil, overview([(recording, verdict)])))
+    for page in pages:
+        markup = page._repr_html_()
+        assert "&lt;script&gt;" in markup and not any(word in markup for word in ("<script", "<img", "\x1b", "$")), markup
+        assert not [c for c in repr(page) if ord(c) < 32 and c != "\n"]
+
+
+def test_what_another_window_did_is_not_undone(tmp_path):
+    s = load_settings({"focus.min_seconds": 5, "focus.read_share": 0.05, "focus.reject_below": 0}, environ={})
+    book, good = Book(tmp_path / "focus"), film(tmp_path / "good.mp4")
+    waiting, _ = book.score(book.upload(good, book.tasks.add(make_task("Paint", "Paint some squares on the screen.")), 10**9), [], s)
+    done = book.submit(book.review(waiting, True, "ann", s, score=0.8), s)
+    for late in (lambda: book.review(waiting, False, "bob", s), lambda: book.score(waiting, [RulesJudge()], s)):
+        with pytest.raises(FocusError, match="by another process meanwhile"):
+            late()
+    assert book.read(done.id) == done and done.state == "SUBMITTED"
+
+
+def test_a_folder_with_what_is_no_film_is_taken_in(tmp_path):
+    from omega_lab.focus.inbox import take_in
+
+    inbox, s = tmp_path / "inbox", load_settings(environ={})
+    inbox.mkdir()
+    film(inbox / "good.mp4")
+    (inbox / "dir.mp4").mkdir()
+    os.mkfifo(inbox / "pipe.mp4")
+    Path(os.fsdecode(os.fsencode(inbox) + b"/b\xe9\x1b[2J.mp4")).write_bytes(b"nothing")
+    (inbox / "task.json").write_text('{"title": "Paint", "text": "Paint some squares."}')
+    taken, problems = take_in(Book(tmp_path / "focus"), inbox, s)
+    assert [r.name for r in taken] == ["good.mp4"] and len(problems) == 3
+    assert not [c for line in problems for c in line if ord(c) < 32 or 0xD800 <= ord(c) < 0xE000]

@@ -1,7 +1,9 @@
 """Judging by a model behind a real server: forms it does not keep, pictures it does not take, failures, budget, cache, several judges; and the canaries."""
 
+import asyncio
 import json
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from PIL import Image
 
 from omega_lab.focus.evidence import About, Evidence, Observation
@@ -125,6 +127,116 @@ def test_a_judge_without_an_opinion_is_no_pass(said, why):
         one = judge(url)
         verdict = judge_recording("r", TASK, evidence(), [one], Indexes(None), settings())
     assert verdict.state == "PENDING_HUMAN_REVIEW" and why in verdict.failures[0] and verdict.score is None and len(asked) == 3
+
+
+# --- bad days of real endpoints
+
+
+def completion(said, **message):
+    return JSONResponse({"choices": [{"message": {"content": said, **message}, "finish_reason": "stop"}]})
+
+
+def good(body):
+    return json.dumps(model(body))
+
+
+GOOD_DAYS_IN_THE_END = {
+    "a fence and thoughts": lambda body: f"<think>{{hm}}</think> Sure:\n```json\n{good(body)}\n```",
+    "reasoning_content": lambda body: completion("", reasoning_content=good(body)),
+    "content in parts": lambda body: completion([{"type": "text", "text": good(body)}]),
+    "more fields": lambda body: model(body) | {"confidence": 0.9},
+    "usage of null": lambda body: JSONResponse({"choices": [{"message": {"content": good(body)}}], "usage": {"prompt_tokens": None}}),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD_DAYS_IN_THE_END)
+def test_answers_as_real_servers_give_them(kind):
+    with serving(GOOD_DAYS_IN_THE_END[kind]) as url:
+        opinion = judge(url)(TASK, evidence())
+    assert opinion.score == pytest.approx(0.75) and opinion.cost.requests == 2 and opinion.cost.tokens_in > 400 and opinion.cost.tokens_out > 20
+
+
+REFUSALS = {
+    "no json_schema": ("response_format", 400, "json_schema is not available"), "a grammar that fails": ("response_format", 500, "failed to parse grammar"),
+    "another name for tokens": ("max_tokens", 400, "Unsupported parameter: 'max_tokens'; use 'max_completion_tokens' instead."),
+    "one temperature": ("temperature", 400, "Unsupported value: 'temperature' does not support 0 with this model."), "no seed": ("seed", 422, "seed: extra"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_what_an_endpoint_does_not_take_is_left_out_from_then_on(kind):
+    name, status, says = REFUSALS[kind]
+    asked = []
+
+    def answer(body):
+        asked.append(body)
+        return JSONResponse({"error": {"message": says}}, status) if name in body else model(body)
+
+    with serving(answer) as url:
+        one = judge(url)
+        assert one(TASK, evidence()).score == pytest.approx(0.75)
+    refused = 2 if name == "response_format" else 1  # schema, then plain JSON, then none
+    assert len(asked) == 2 + refused and (kind != "another name for tokens" or asked[-1]["max_completion_tokens"] == 4000)
+    assert all("completion_score" in body["messages"][0]["content"] for body in asked[-1:]), "the form is told in words, too"
+
+
+@pytest.mark.parametrize(("status", "says"), [(404, "No endpoints found that support image input"), (500, "image input is not supported, provide the mmproj"),
+                                              (413, "Request Entity Too Large")])
+def test_pictures_that_are_not_taken(tmp_path, status, says):
+    with serving(lambda body: JSONResponse({"error": says}, status) if isinstance(body["messages"][1]["content"], list) else model(body)) as url:
+        opinion = judge(url, settings(focus__images=2), tmp_path / "kept")(TASK, evidence(tmp_path, (1.0, 5.0)))
+        again = judge(url, settings(focus__images=2), tmp_path / "kept")(TASK, evidence(tmp_path, (1.0, 5.0)))
+    assert opinion.score == pytest.approx(0.75) and again.cost.cached == 2, "the cache knows it by what was to be asked"
+
+
+@pytest.mark.parametrize(("said", "why"), [
+    ({"completion_score": 7, "rationale": "", "user_feedback": ""}, "completion_score: less_than_equal"),
+    ('{"completion_score": NaN, "rationale": "", "user_feedback": ""}', "completion_score"),
+    ('{"completion_score": 1.0, "rati', "not of the wanted form"), (completion(None, refusal="I cannot help with that."), "refuses to answer"),
+    (JSONResponse({"choices": [{"message": {"content": '{"completion'}, "finish_reason": "length"}]}), "cut off after 4000 tokens"),
+    (JSONResponse({"choices": []}), "not of the wanted form"), (PlainTextResponse("x" * 10_000_000), "longer than 2,000,000 bytes"),
+    (JSONResponse({"error": "This model's maximum context length is 8192 tokens"}, 400), "facts_characters"),
+    (JSONResponse({"error": "model not found"}, 404), "is the model named m there"),
+    (JSONResponse({"error": {"code": "insufficient_quota"}}, 429), "no credit"), (PlainTextResponse('{"choices": [{"mess'), "no chat completion"),
+    (JSONResponse({"error": "slow down"}, 429, {"retry-after": "9999"}), "asks to wait 9999 s")])
+def test_bad_days_end_before_a_person(said, why):
+    with serving(lambda body: model(body) if "timeline" in canaries.split_fence(body["messages"])[0] and isinstance(said, dict | str) and "score" in str(said)
+                 else said) as url:
+        verdict = judge_recording("r", TASK, evidence(), [judge(url)], Indexes(None), settings())
+    assert verdict.state == "PENDING_HUMAN_REVIEW" and verdict.score is None and why in verdict.failures[0], verdict.failures
+
+
+def test_an_endpoint_that_asks_to_wait_is_waited_for():
+    asked = []
+
+    def answer(body):
+        asked.append(time.monotonic())
+        return JSONResponse({"error": "slow down"}, 429, {"retry-after": "0.7"}) if len(asked) == 1 else model(body)
+
+    with serving(answer) as url:
+        assert judge(url)(TASK, evidence()).score == pytest.approx(0.75)
+    assert asked[1] - asked[0] >= 0.7
+
+
+def test_an_answer_that_drips_ends_at_the_deadline():
+    async def drip():
+        for _ in range(200):
+            yield b" "
+            await asyncio.sleep(0.1)
+
+    begun = time.monotonic()
+    with serving(lambda body: StreamingResponse(drip(), media_type="application/json")) as url, pytest.raises(JudgeFailed, match="within 1 s"):
+        judge(url, settings(judge__timeout=1, focus__attempts=1))(TASK, evidence())
+    assert time.monotonic() - begun < 8
+
+
+def test_tokens_that_nobody_counts_still_spend_the_budget(tmp_path):
+    s = settings(judge__budget_tokens=1700)
+    with serving(lambda body: completion(good(body))) as url:
+        judge(url, s, tmp_path)(TASK, evidence())
+        with pytest.raises(JudgeFailed, match="budget of 24 hours is spent"):
+            judge(url, s, tmp_path)(TASK, evidence(texts=("other",)))
+    assert '"estimated": true' in (tmp_path / "spent.jsonl").read_text()
 
 
 def test_a_key_that_is_refused_is_not_asked_with_again():
@@ -304,8 +416,8 @@ def test_the_model_does_obey_without_the_fence():
         fair, naive = (make_model_judge(f"endpoint:obedient@{url}", s) for _ in range(2))
         behind_the_fence = naive._messages
 
-        def in_the_open(prompt, data, pictures):
-            system, user = behind_the_fence(prompt, data, pictures)
+        def in_the_open(prompt, data, pictures, form):
+            system, user = behind_the_fence(prompt, data, pictures, form)
             return [system, user | {"content": f"{user['content']}\n{json.dumps(data)}"}]
 
         naive._messages = in_the_open

@@ -13,7 +13,7 @@ import pytest
 
 from omega_lab.focus.book import Book
 from omega_lab.focus.evidence import gather
-from omega_lab.focus.inputs import read_inputs
+from omega_lab.focus.inputs import moments, read_inputs
 from omega_lab.focus.reading import RapidReader
 from omega_lab.focus.record import Recorder, join_parts, part_arguments
 from omega_lab.focus.task import FocusError, make_task
@@ -145,6 +145,10 @@ def test_the_command_records_and_a_signal_ends_it(screen, tmp_path):
     while not (parts := list((tmp_path / "focus").glob("recordings/*/parts/part-000.mp4"))) and time.monotonic() < until:
         time.sleep(0.1)
     recorded(parts[0], 2)
+    with pytest.raises(FocusError, match="by another process"):
+        book.finish(book.all()[0])
+    with pytest.raises(FocusError, match="by another process"):
+        book.delete(book.all()[0])
     process.send_signal(signal.SIGINT)
     out = done(process)
     assert "omega-lab focus score" in out
@@ -202,8 +206,39 @@ def test_no_screen_is_said_and_leaves_nothing(tmp_path):
 
 
 def test_part_of_the_screen(screen, tmp_path):
-    with Recorder(tmp_path, RecorderSettings(display=screen.display, size="320x200+5+7", inputs="off")) as recorder:
+    with Recorder(tmp_path / "a", RecorderSettings(display=screen.display, size="320x200+5+7", inputs="off")) as recorder:
         recorder.start()
         time.sleep(1)
     assert frames(recorder.parts[0], [0.2]).shape == (1, 200, 320, 3) and np.ptp(frames(recorder.parts[0], [0.5])) > 0
-    assert not Path(tmp_path / "inputs.jsonl").exists()
+    assert not Path(tmp_path / "a" / "inputs.jsonl").exists()
+
+
+def test_places_of_events_are_where_the_film_shows_the_pointer(screen, tmp_path):
+    "The pointer goes to known places; the film's clock and the events' agree, and so do the places, though the film shows a part of the screen."
+    subprocess.run(["xdotool", "mousemove", "700", "400"], env=screen.environ, check=True)
+    with Recorder(tmp_path, RecorderSettings(display=screen.display, size="400x240+300+200", inputs="full")) as recorder:
+        recorder.start()
+        time.sleep(1.2)
+        for place in ((400, 300), (500, 400), (10, 10), (600, 260)):
+            screen.hands("mousemove", *map(str, place), "click", "1")
+            time.sleep(0.8)
+    log = read_inputs(tmp_path / "inputs.jsonl")
+    assert log.header.area == (300, 200, 400, 240)
+    found = list(moments(recorder.parts[0], log, 0.1))
+    clicks = [(m.t, a) for m in found for a in m.actions if a.kind == "click" and a.down]
+    assert [(round(a.x * 400), round(a.y * 240)) for _, a in clicks] == [(100, 100), (200, 200), (300, 60)], "the one beside the film is left out"
+    still = found[0].frame.astype(int)
+    for at, click in clicks:  # the pointer comes to where the click was within a fifth of a second of the event
+        x, y = round(click.x * 400), round(click.y * 240)
+        near = (slice(y - 8, y + 8), slice(x - 8, x + 8))
+        first = next(m.t for m in found if np.abs(m.frame[near] - still[near]).max() > 60)
+        assert abs(first - click.t) <= 0.25, (first, click.t, at)
+
+
+def test_a_number_block_and_accents_give_nothing_away(screen, tmp_path):
+    with Recorder(tmp_path, RecorderSettings(display=screen.display, inputs="full")) as recorder:
+        recorder.start()
+        screen.hands("key", "KP_1", "KP_End", "KP_5", "KP_Add", "KP_Enter", "shift+a", "ctrl+alt+q", "ctrl+space")
+        time.sleep(0.5)
+    keys = [event.key for event in read_inputs(tmp_path / "inputs.jsonl").events if event.kind == "key" and event.key != "Num_Lock"]
+    assert keys == ["digit", "digit", "digit", "sign", "KP_Enter", "letter", "letter", "Ctrl+space"]

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,9 +22,9 @@ from ulid import ULID
 from .evidence import Evidence, gather, keep, load
 from .files import write_json
 from .reading import RapidReader, ScreenReader
-from .record import join_parts, make_nonce
+from .record import join_parts, make_nonce, working_on
 from .speech import make_transcriber
-from .task import FocusError, Task, TaskList, TaskType
+from .task import FocusError, Task, TaskList, TaskType, one_line
 from .verdict import Judge, Verdict, check_video
 from ..media import MediaError, check_film, file_sha256, frames, probe
 from ..settings import Settings
@@ -75,7 +75,7 @@ class Upload:
     def __init__(self, folder: Path, token: str, size: int, limit: int):
         if not 0 < size <= limit:
             raise FocusError(f"a recording of {size:,} bytes is {'empty' if size <= 0 else f'larger than the {limit:,} allowed ([focus] max_bytes)'}")
-        self.part, self.size = folder / f"{hashlib.sha256(token.encode()).hexdigest()[:32]}.part", size
+        self.part, self.size = folder / f"{hashlib.sha256(os.fsencode(token)).hexdigest()[:32]}.part", size
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -129,7 +129,8 @@ class Book:
 
     def all(self, *states: State) -> list[Recording]:
         "The recordings in these states (none named: all), the oldest first."
-        found = [self._read(path) for path in sorted((self.folder / "recordings").glob("*/record.json"))]
+        folders = sorted((self.folder / "recordings").iterdir())
+        found = [self._read(folder / "record.json") for folder in folders if (folder / "record.json").exists()]
         return [r for r in found if not states or r.state in states]
 
     def get(self, name: str) -> Recording:
@@ -168,6 +169,8 @@ class Book:
         if state not in MOVES[recording.state]:
             raise FocusError(f"{recording.id} is {recording.state}: from there no way leads to {state}"
                              + (f", only to {', '.join(MOVES[recording.state])}" if MOVES[recording.state] else "; it is the last state"))
+        if (now := self.read(recording.id)).history != recording.history:  # else what another window did would be undone
+            raise FocusError(f"{recording.id} was changed by another process meanwhile, and is {now.state} now: look at it again")
         moved = recording.model_copy(update={**changes, "history": (*recording.history, Event(at=datetime.now(UTC), state=state, by=by, note=note))})
         write_json(self.path(moved) / "record.json", moved)
         return moved
@@ -185,19 +188,22 @@ class Book:
         "Join the partial clips of a recording and take the film in; after a kill it works as well. Raises `FocusError`."
         if recording.sha256:
             raise FocusError(f"{recording.id} is complete already, and {recording.state}")
-        parts = sorted((self.path(recording) / "parts").glob("part-*.mp4"))
-        joined = join_parts(parts, self.path(recording) / "joined.mp4")
-        note = f"{len(parts) - len(joined.skipped)} clips joined" + (f", {len(joined.skipped)} empty ones left out" if joined.skipped else "")
-        taken = self.take(recording, joined.path, f"{recording.task.title}.mp4", "mp4", note)
-        shutil.rmtree(self.path(recording) / "parts")
-        return taken
+        with working_on(self.path(recording)):
+            parts = sorted((self.path(recording) / "parts").glob("part-*.mp4"))
+            if not parts:
+                raise FocusError(f"nothing was recorded for {recording.id}: remove it with omega-lab focus delete {recording.id}")
+            joined = join_parts(parts, self.path(recording) / "joined.mp4")
+            note = f"{len(parts) - len(joined.skipped)} clips joined" + (f", {len(joined.skipped)} empty ones left out" if joined.skipped else "")
+            taken = self.take(recording, joined.path, f"{recording.task.title}.mp4", "mp4", note)
+            shutil.rmtree(self.path(recording) / "parts")
+            return taken
 
     def take(self, recording: Recording, film: Path, name: str, kind: str, note: str) -> Recording:
-        "Lay a film that was checked under its hash: the recording is whole."
+        "Lay a film that was checked under its hash: the recording is whole. `name` is kept as it may be shown: in one line, 255 characters at most."
         digest = file_sha256(film)
         size = film.stat().st_size
         os.replace(film, self.folder / "media" / f"{digest}.{kind}")
-        return self._move(recording, "PROCESSING", "owner", note, sha256=digest, kind=kind, size=size, name=name)
+        return self._move(recording, "PROCESSING", "owner", note, sha256=digest, kind=kind, size=size, name=one_line(name)[:255])
 
     def upload(self, file: Path, task: Task, limit: int, nonce: str = "", say: Callable[[int, int], None] = lambda done, size: None) -> Recording:
         "Hand in a file of this machine, going on where an earlier try broke off. Raises `FocusError`, `MediaError`."
@@ -205,22 +211,44 @@ class Book:
             about = file.stat()
         except OSError as error:
             raise FocusError(f"{file}: {error.strerror or error}") from error
+        if not file.is_file():
+            raise FocusError(f"{file} is {'a folder' if file.is_dir() else 'no file'}: name an mp4 or webm file")
         try:
             upload = Upload(self.folder / "uploads", f"{file.resolve()}|{about.st_size}|{about.st_mtime_ns}", about.st_size, limit)
         except FocusError as error:
             raise FocusError(f"{file.name}: {error}") from error
-        with open(file, "rb") as source:
-            source.seek(upload.offset)
-            while data := source.read(4 << 20):
-                say(upload.write(upload.offset, data), upload.size)
-        kind = upload.finish(file.name)
-        return self.take(self.begin(task, nonce), upload.part, file.name, kind, "handed in")
+        with self._handing_in(upload, file.name):
+            with open(file, "rb") as source:
+                source.seek(upload.offset)
+                while data := source.read(4 << 20):
+                    say(upload.write(upload.offset, data), upload.size)
+            kind = upload.finish(file.name)
+            recording = self.begin(task, nonce)
+            try:
+                return self.take(recording, upload.part, file.name, kind, "handed in")
+            except BaseException:  # the film could not be laid away: it is still among the uploads, and no empty recording stays
+                shutil.rmtree(self.path(recording), ignore_errors=True)
+                raise
+
+    @contextmanager
+    def _handing_in(self, upload: Upload, name: str):
+        "One process at a time writes an upload; a second one is told so."
+        lock = FileLock(f"{upload.part}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise FocusError(f"{name} is being handed in by another process: wait for it") from error
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
     def delete(self, recording: Recording, submitted: bool = False) -> None:
         "Remove a recording with everything made of it; a film that another recording shares stays. Raises `FocusError` for a submitted one unless told so."
         if recording.state == "SUBMITTED" and not submitted:
             raise FocusError(f"{recording.id} is submitted: others rely on it, and it stays")
-        with self._alone():
+        with working_on(self.path(recording)) if recording.state == "IN_PROGRESS" else nullcontext(), self._alone():
             shared = any(r.sha256 == recording.sha256 for r in self.all() if r.id != recording.id)
             shutil.rmtree(self.path(recording))
             if recording.sha256 and not shared:
@@ -247,11 +275,15 @@ class Book:
             raise FocusError(f"{recording.id} is {recording.state}: it was judged, and is what others see now")
         from omega_lab.focus.judge import judge_recording
 
-        try:
-            evidence = self.evidence(recording, settings, reader, anew)
-        except MediaError as error:
-            self._move(recording, "REJECTED", "judge", str(error))
-            raise
+        with working_on(self.path(recording)):
+            if self.read(recording.id).history != recording.history:
+                raise FocusError(f"{recording.id} was judged by another process meanwhile: look at it again")
+            try:
+                evidence = self.evidence(recording, settings, reader, anew)
+            except MediaError as error:
+                error = MediaError(recording.name, error.cause)  # the name that its owner knows, not the hash
+                self._move(recording, "REJECTED", "judge", str(error))
+                raise error from None
         with self._alone():
             verdict = judge_recording(recording.id, recording.task, evidence, judges, self._indexes(), settings)
             self._keep_earlier(recording)

@@ -36,9 +36,9 @@ Which = Annotated[str, typer.Argument(help="beginning or end of a recording's id
 # %% ../../nbs/16i_focus_commands.ipynb #4ebec791
 @contextmanager
 def opened(pairs: list[str]) -> Iterator[tuple[Settings, "Book"]]:
-    "Settings and book; what a user did wrong inside ends in one sentence."
+    "Settings and book; what a user did wrong inside ends in one sentence, whatever strangers' words are in it."
     from omega_lab.focus.book import Book
-    from omega_lab.focus.task import FocusError
+    from omega_lab.focus.task import FocusError, one_line
     from omega_lab.media import MediaError
 
     try:
@@ -47,9 +47,10 @@ def opened(pairs: list[str]) -> Iterator[tuple[Settings, "Book"]]:
     except SettingsError as error:
         fail(str(error), 2)
     except (FocusError, MediaError) as error:
-        fail(str(error))
+        fail(one_line(str(error)))
     except OSError as error:
-        fail(f"{error.filename or 'the disk'}: {error.strerror or error}")
+        name = error.filename if isinstance(error.filename, str) else "the disk"
+        fail(one_line(f"{name}: {error.strerror or error}"))
 
 # %% ../../nbs/16i_focus_commands.ipynb #fda6da1d
 @tasks.command("new")
@@ -93,7 +94,9 @@ def _table(*columns: str) -> Any:
 def _row(table: Any, *cells: str) -> None:
     from rich.markup import escape
 
-    table.add_row(*map(escape, cells))
+    from omega_lab.focus.task import clean_text
+
+    table.add_row(*(escape(clean_text(cell)) for cell in cells))
 
 
 def _print(what: Any) -> None:
@@ -103,7 +106,8 @@ def _print(what: Any) -> None:
 
 # %% ../../nbs/16i_focus_commands.ipynb #4b3c41ec
 CONSENT = ("Beside how often keys and mouse are used, this notes where the mouse is and clicks, which shortcuts and named keys are pressed, and of "
-           "characters whether they are letters, digits, blanks or signs. It never notes what is typed. The file stays with the recording and becomes part "
+           "characters whether they are letters, digits, blanks or signs. It never notes what is typed; of a password it tells how long it is and where "
+           "its digits and signs are, so pause before you type one. The file stays with the recording and becomes part "
            "of it when you submit. Note it?")
 
 
@@ -134,41 +138,52 @@ def record(
         recording = book.begin(doing)
         try:
             with Recorder(book.path(recording), recorder_settings, recording.nonce, typer.echo) as recorder:
-                recorder.start()
                 _until_ended(recorder, seconds)
+            done = book.finish(recording)
         except BaseException:
-            if not list((book.path(recording) / "parts").glob("part-*.mp4")):
-                _discard(book, recording)  # nothing was recorded: nothing is left
+            _leave(book, recording)
             raise
-        done = book.finish(recording)
         typer.echo(f"{done.id}: {done.size / 1e6:.1f} MB, {done.history[-1].note}")
         if recorder.seconds < settings.focus.min_seconds:
             typer.echo(f"note: {recorder.seconds:.0f} s are less than the {settings.focus.min_seconds:g} s that a judge wants ([focus] min_seconds)")
         typer.echo(f"now: omega-lab focus score {done.id}")
 
 
-def _discard(book: "Book", recording: "Recording") -> None:
+def _leave(book: "Book", recording: "Recording") -> None:
+    "After something went wrong: where nothing was recorded nothing stays; what was is kept, and how to complete it is said."
     import shutil
 
-    shutil.rmtree(book.path(recording), ignore_errors=True)
+    from omega_lab.focus.record import seconds_of
+
+    if book.read(recording.id).sha256:
+        return
+    if any(seconds_of(part) for part in (book.path(recording) / "parts").glob("part-*.mp4")):
+        typer.echo(f"what was recorded is kept; to complete it: omega-lab focus finish {recording.id}", err=True)
+    else:
+        shutil.rmtree(book.path(recording), ignore_errors=True)
 
 
 def _until_ended(recorder: Any, seconds: float | None) -> None:
-    "Listen to the keyboard until the end; Ctrl-C is an end, too."
+    "Record, and listen to the keyboard, until the end; Ctrl-C is an end at any time."
     tty = sys.stdin.isatty()
     until = "until Ctrl-C" if seconds is None else f"for {seconds:g} s"
-    typer.echo("recording: Enter pauses and goes on, q and Enter (or Ctrl-C) ends" if tty else f"recording {until}")
     try:
-        while (seconds is None or recorder.seconds < seconds) and (recorder.recording or recorder._part is None):
+        recorder.start()
+        typer.echo("recording: Enter pauses and goes on, q and Enter (or Ctrl-C) ends" if tty else f"recording {until}")
+        while seconds is None or recorder.seconds < seconds:
+            if recorder.broken:
+                return typer.echo(f"the grabber ended at {recorder.seconds:.0f} s: the screen is gone, or the disk is full", err=True)
             if tty and select.select([sys.stdin], [], [], 0.2)[0]:
-                if sys.stdin.readline().strip().lower() in ("q", "quit"):
-                    return
+                line = sys.stdin.readline()
+                if not line or line.strip().lower() in ("q", "quit"):  # no line: Ctrl-D
+                    return None
                 recorder.pause() if recorder.recording else recorder.start()
                 typer.echo(f"{'recording' if recorder.recording else 'paused'} at {recorder.seconds:.0f} s")
             elif not tty:
                 time.sleep(0.1)
     except KeyboardInterrupt:
         typer.echo("ended")
+    return None
 
 
 @focus.command()
@@ -186,13 +201,15 @@ def upload(file: Annotated[Path, typer.Argument(help="an mp4 or webm file")], ta
     "Hand in a recording made by any program. A copy that breaks off goes on where it was."
     from tqdm import tqdm
 
+    from omega_lab.focus.task import one_line
+
     with opened(set_) as (settings, book):
         doing = book.tasks.get(task)
         word = nonce.replace(" ", "").upper()
         given = book.folder / "nonces" / f"{word}.json"
         if word and not (word.isalnum() and given.is_file()):
             fail(f"{nonce}: no such word was given out, or it was used already; get one with: omega-lab focus nonce")
-        with tqdm(unit="B", unit_scale=True, desc=file.name, disable=not sys.stderr.isatty()) as bar:
+        with tqdm(unit="B", unit_scale=True, desc=one_line(file.name), disable=not sys.stderr.isatty()) as bar:
             def told(done: int, size: int) -> None:
                 bar.total = size
                 bar.update(done - bar.n)
@@ -224,7 +241,7 @@ def list_(set_: Set = []) -> None:  # noqa: B006
         for recording in found:
             verdict = book.verdict(recording)
             _row(table, recording.id, recording.state, f"{verdict.final:.2f}" if verdict and verdict.final is not None else "", recording.task.title,
-                 recording.history[-1].note[:80])
+                 recording.history[-1].note[:80] or ("being recorded, or broken off: focus finish" if recording.state == "IN_PROGRESS" else ""))
         _print(table) if found else typer.echo("no recording yet: omega-lab focus record TASK, or focus upload FILE --task TASK")
 
 
@@ -236,7 +253,7 @@ def score(
 ) -> None:
     "Look at a recording and judge it."
     from omega_lab.focus.judge import make_judges
-    from omega_lab.focus.task import FocusError
+    from omega_lab.focus.task import FocusError, one_line
     from omega_lab.media import MediaError
 
     failed = 0
@@ -246,6 +263,7 @@ def score(
         if not chosen:
             typer.echo("nothing waits to be judged")
         for recording in chosen:
+            book.film(recording)  # one that is not complete is said before anything is promised
             if anew or not (book.path(recording) / "evidence" / "evidence.json").is_file():
                 typer.echo(f"{recording.id} {recording.task.title}: looking at it, for about {settings.focus.read_share:.0%} of its length", err=True)
             try:
@@ -255,12 +273,13 @@ def score(
                 if which != "all":
                     raise
                 failed += 1
-                typer.echo(f"error: {recording.id}: {error}", err=True)
+                typer.echo(f"error: {recording.id}: {one_line(str(error))}", err=True)
     raise typer.Exit(1 if failed else 0)
 
 
 def verdict_lines(recording: "Recording", verdict: "Verdict") -> list[str]:
-    "A verdict in a few lines."
+    "A verdict in a few lines, each of them one line whatever a model or a screen put into it."
+    from omega_lab.focus.task import one_line
     from omega_lab.focus.verdict import band
 
     head = f"{recording.id}  {verdict.state}"
@@ -268,7 +287,7 @@ def verdict_lines(recording: "Recording", verdict: "Verdict") -> list[str]:
         bonus = f" × {recording.task.multiplier:g} = {verdict.final:.2f}" if recording.task.multiplier != 1 else ""
         head += f"  score {verdict.score:.2f} ({band(verdict.score)}){bonus}"
     told = verdict.annotation.user_feedback[:400]
-    return [head, *(f"  why: {reason}" for reason in verdict.reasons[:6]), *([f"  {told}"] if told else [])]
+    return [head, *(f"  why: {one_line(reason)}" for reason in verdict.reasons[:6]), *([f"  {one_line(told)}"] if told else [])]
 
 
 @focus.command()
@@ -301,9 +320,12 @@ def _looked(book: "Book", recording: "Recording") -> str:
 def _show(recording: "Recording", verdict: "Verdict | None") -> None:
     from rich.table import Table
 
+    from omega_lab.focus.task import one_line
+
     typer.echo(f"{recording.task.title} ({recording.task.type})\n{recording.task.text}\n")
     if verdict is None:
-        typer.echo(f"{recording.id}  {recording.state}: not judged yet; omega-lab focus score {recording.id}")
+        how = "being recorded, or broken off; omega-lab focus finish" if recording.state == "IN_PROGRESS" else "not judged yet; omega-lab focus score"
+        typer.echo(f"{recording.id}  {recording.state}: {how} {recording.id}")
         return
     typer.echo("\n".join(verdict_lines(recording, verdict)))
     table = Table("", "check", "found", "by", box=None, pad_edge=False)
@@ -315,7 +337,7 @@ def _show(recording: "Recording", verdict: "Verdict | None") -> None:
             _row(table, f"{requirement.shown:.1f}", requirement.text[:60], "; ".join(requirement.by)[:70], opinion.judge)
     _print(table)
     for step in verdict.annotation.completion_sequence_steps[:20]:
-        typer.echo(f"  {step.at:6.1f} s  {step.action[:110]}")
+        typer.echo(f"  {step.at:6.1f} s  {one_line(step.action)[:110]}")
     for opinion in verdict.opinions:
         if opinion.cost.requests or opinion.cost.cached:
             c = opinion.cost
@@ -331,6 +353,8 @@ def _draw(book: "Book", recording: "Recording", picture: Path) -> None:
 
     if picture.suffix.lower() not in (".png", ".svg", ".pdf"):
         fail(f"{picture}: name it .png, .svg or .pdf", 2)
+    if not (book.path(recording) / "evidence" / "evidence.json").is_file():
+        fail(f"{recording.id} has no timeline yet: omega-lab focus score {recording.id}")
     plot_timeline(load(book.path(recording) / "evidence")).savefig(picture, dpi=120)
     typer.echo(f"timeline in {picture}", err=True)
 
@@ -376,11 +400,12 @@ def offer(which: Which, payee: Annotated[str, typer.Option(help="coldkey address
           yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False, set_: Set = []) -> None:  # noqa: B006
     "Offer a recording on a market: upload it, wait for the service's own verdict, and put it up for sale if you agree."
     from omega_lab.api.seller import offer_recording
+    from omega_lab.focus.task import one_line
 
     with at_the_service(set_) as (book, client):
         told = offer_recording(client, book, book.get(which), payee, frames, typer.echo)
         score = "none" if told.final_score is None else f"{told.final_score:.2f}"
-        typer.echo("\n".join([f"the service says: {told.state}, score {score}", *(f"  why: {reason}" for reason in told.reasons[:6])]))
+        typer.echo("\n".join([f"the service says: {told.state}, score {score}", *(f"  why: {one_line(reason)}" for reason in told.reasons[:6])]))
         if told.state == "SUBMITTED":
             typer.echo(f"{told.video_id} is up for sale already")
         elif told.state == "PENDING_HUMAN_REVIEW":

@@ -92,11 +92,11 @@ class Judge(Protocol):
 
 
 class JudgeFailed(RuntimeError):
-    "A judge that gave no opinion: the reason. `again` says whether another try may help."
+    "A judge that gave no opinion: the reason. `again` says whether another try may help, `wait` after how many seconds at the earliest."
 
-    def __init__(self, message: str, again: bool = True):
+    def __init__(self, message: str, again: bool = True, wait: float = 0.0):
         super().__init__(message)
-        self.again = again
+        self.again, self.wait = again, wait
 
 # %% ../../nbs/13i_focus_verdict.ipynb #efc54e8f
 BANDS = ((0.8, "excellent"), (0.6, "good"), (0.4, "moderate"), (0.2, "weak"), (0.0, "poor"))
