@@ -1,6 +1,7 @@
 "The audio task: formulas against numbers made by hand, sound that is none, and hostile messages."
 import json
 import struct
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ from omega_lab.scoring.audio import (
 from omega_lab.scoring.video import LatentThresholds, SpotCheck
 from omega_lab.settings import AudioSettings, ChecksSettings, Settings
 from omega_lab.sources import SourceError
-from omega_lab.store_audio import heard_before
+from omega_lab.store import Store
+from omega_lab.store_audio import AudioResponseRecord, AudioRoundRecord, commit_audio_round, heard_before
 from omega_lab.validator.audio import AudioExaminer, Sound, first_look, loudness_correlation
 from omega_lab.wav import RATE, WavError, decode_wav, encode_wav, to_text
 
@@ -146,11 +148,28 @@ def test_one_clip_that_can_be_fetched_vouches_for_no_other(policy, tried):
     def blocked(clip_id, start, end):
         asked.append(clip_id)
         raise SourceError("blocked", "not from here")
-    clips = [offered(f"url:https://host{n}.example/a").model_copy(update={"audio_bytes": to_text(encode_wav(np.ones(60 * RATE, np.float32)))}) for n in range(3)]
+    minute = to_text(encode_wav(np.ones(60 * RATE, np.float32)))
+    clips = [offered(f"url:https://host{n}.example/a").model_copy(update={"audio_bytes": minute}) for n in range(3)]
     examiner = AudioExaminer(Ear(), Ear(), S, ChecksSettings(policy=policy, fetch_probability=1.0), heard_before([]))
     _, evidence = examiner.examine(clips, blocked, 1)
     looked, = (c.check for c in evidence.clips if c.check)
     assert len(asked) == tried and looked.problem == "unverified" and f"url:https://{looked.source}/a" == asked[-1]
+
+
+def test_every_number_of_an_audio_answer_stands_beside_its_bound(tmp_path):
+    lost = SpotCheck(kind="media", problem="unverified", reason="blocked", source="youtube")
+    looks = (seen(own_cosine=0.99, check=lost), seen(end_time=44, wav_seconds=44.0), seen(wav_problem="torn", wav_seconds=0.0), seen(known="round 3"))
+    clips = tuple(offered(look.video_id, look.start_time, look.end_time) for look in looks)
+    evidence = AudioEvidence(seed=1, diarizer="d@1", clips=looks, picked=0, listening=HEARD)
+    vectors, day = np.tile(np.float32([1, 0]), (4, 1)), datetime(2026, 1, 1)
+    answer = AudioResponseRecord(1, "5A", "answered", "", 1.0, day, "", clips, evidence, vectors, score_audio_response(vectors[0], vectors, evidence, S, T))
+    with Store(tmp_path) as store:
+        commit_audio_round(store, AudioRoundRecord(1, "t", "t podcast", vectors[0], 1, day, day, 1, "toy@1", "d@1", T, Settings(), (answer,)))
+        beyond = store.sql("select position, what, looked_at, number from audio_checks where not holds order by position").rows()
+        kinds = set(store.sql("select what from audio_checks where position = 0")["what"])
+    assert answer.verdict.outcome == "unverified" and answer.verdict.reward is None
+    assert beyond == [(0, "fetch", "youtube", 0.0), (1, "wanted length", looks[1].video_id, 44.0), (2, "sound", "00", 0.0), (3, "heard before", "round 3", 1.0)]
+    assert kinds == {"id", "length", "wanted length", "sound", "length of sound", "heard before", "own embedding", "fetch", "overlap said"}
 
 
 # sound
@@ -192,8 +211,9 @@ def test_every_reader_hears_the_same_in_a_plain_file(data, tmp_path):
 
 
 @pytest.mark.parametrize(("data", "said"), [
-    (riff(header(bits=8), (b"data", PCM)), "8 bits"), (riff(header(bits=24), (b"data", PCM)), "24 bits"), (riff(header(3, bits=32), (b"data", PCM)), "format 0x0003"),
-    (riff(header(0xFFFE, more=EXTENSIBLE + b"\x03\0\0\0" + SUBFORMAT), (b"data", PCM)), "format 0xfffe"), (riff(header(channels=6), (b"data", PCM)), "6 channel"),
+    (riff(header(bits=8), (b"data", PCM)), "8 bits"), (riff(header(bits=24), (b"data", PCM)), "24 bits"),
+    (riff(header(3, bits=32), (b"data", PCM)), "format 0x0003"), (riff(header(channels=6), (b"data", PCM)), "6 channel"),
+    (riff(header(0xFFFE, more=EXTENSIBLE + b"\x03\0\0\0" + SUBFORMAT), (b"data", PCM)), "format 0xfffe"),
     (riff(header(channels=2), (b"data", PCM)), "2 channel"), (riff(header(bits=12), (b"data", PCM)), "12 bits"), (riff(header(rate=0), (b"data", PCM)), "0 Hz"),
     (riff(header(), (b"data", PCM, 0xFFFFFFFE)), "1200 of 4294967294"), (riff(header(), (b"data", PCM[:-1])), "1199 of 1199"),
     (riff(header(), (b"data", b"")), "0 of 0"), (riff(header()), "no chunk data"), (riff(header(), (b"data", PCM), (b"data", PCM)), "two chunks data"),
