@@ -40,9 +40,10 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 # %% ../nbs/06d_captions.ipynb #9c7b9b89
-OTHER_SMALL_WORDS = frozenset("""aan auf aus con da das de dei del della dem den der des di die dos du e een ein eine einem einen einer el en es est et gli het i il
-ils im ist la las le les lo los mit na nach nel nella o og och op os para per por pour que qui sich sie sobre som sur te um una und une uno van vom von voor
-w y z zu zum zur è и в на с не что за у по от из की के में है और من في على و""".split()) - {"die", "i", "o", "e", "per"}
+OTHER_SMALL_WORDS = frozenset("""aan auf aus con da das de dei del della dem den der des di die dos du e een ein eine einem einen einer el en es est et
+gli het i il ils im ist la las le les lo los mit na nach nel nella o og och op os para per por pour que qui sich sie
+sobre som sur te um una und une uno van vom von voor w y z zu zum zur è и в на с не что за у по от из की के में है और من
+في على و""".split()) - {"die", "i", "o", "e", "per"}
 FOREIGN = 0.3, 0.5  # share of foreign words up to which a text is English, and from which on it is not
 
 
@@ -52,7 +53,7 @@ def _in_pieces(word: str) -> bool:
 
 
 def englishness(text: str) -> float:
-    "0 (another language) to 1 (English), by the share of words in several CLIP tokens or small in another language; hash tags do not count."
+    "0 (another language) to 1 (English): by the share of words in several CLIP tokens or small in another language; without hash tags."
     words = words_of(_TAG.sub(" ", text))
     share = sum(w in OTHER_SMALL_WORDS or _in_pieces(w) for w in words) / max(1, len(words))
     return float(np.clip((FOREIGN[1] - share) / (FOREIGN[1] - FOREIGN[0]), 0, 1))
