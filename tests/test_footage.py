@@ -42,7 +42,9 @@ SAME = {
         "url:https://www.youtube.com/watch?v=dQw4w9WgXcQ", "url:http://youtube.com./watch?v=dQw4w9WgXcQ&t=42s", "url:https://youtu.be/dQw4w9WgXcQ?si=x",
         "url:https://M.YouTube.COM:443/watch?list=PL0&v=dQw4w9WgXcQ", "url:https://www.youtube.com/shorts/dQw4w9WgXcQ/", "url:https://music.youtube.com//watch?v=%64Qw4w9WgXcQ",
         "url:https://www.youtube-nocookie.com/embed/dQw4w9WgXcQ?autoplay=1", "url:https://www.youtube.com/v/dQw4w9WgXcQ&hl=en", "url:https://de.youtube.com/live/dQw4w9WgXcQ#x",
-        "url:https://www.youtube.com/watch?v=dQw4w9WgXcQ?feature=share", "url:https://www.youtube.com/watch/dQw4w9WgXcQ", "youtube:dQw4w9WgXcQ"],
+        "url:https://www.youtube.com/watch?v=dQw4w9WgXcQ?feature=share", "url:https://www.youtube.com/watch/dQw4w9WgXcQ", "youtube:dQw4w9WgXcQ",
+        "url:https://www.youtubekids.com/watch?v=dQw4w9WgXcQ", "url:https://youtube.com/a/../embed/dQw4w9WgXcQ", "url:https://youtube.com/./Shorts/dQw4w9WgXcQ",
+        "url:https://youtube.googleapis.com/v/dQw4w9WgXcQ", "url:https://www.youtube.com/shorts/aaaaaaaaaaa/%2e%2e/dQw4w9WgXcQ"],
     "url:https://example.org/a%20b/tide.mp4?id=7&x=%C3%A9": [
         "url:http://example.org/a%20b/tide.mp4?x=%c3%a9&id=7", "url:https://EXAMPLE.ORG.:443/./a%20b//c/../tide.mp4/?id=7&x=é&utm_medium=m&fbclid=1&t=1h2m3s#at",
         "url:http://example.org:80/a%20b/%74ide.mp4?&x=%C3%A9&id=7&start=90&si=a&id=7"],
