@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIGRATIONS', 'RULES', 'StoreError', 'ResponseRecord', 'RoundRecord', 'ShardPlan', 'write_parquet', 'write_body',
-           'vectors_frame', 'Store', 'sync_index', 'entry_id', 'row_uuid', 'StoredResponse', 'stored_responses',
-           'rescore_response']
+           'vectors_frame', 'failing_by_chance', 'with_later', 'Store', 'sync_index', 'entry_id', 'row_uuid',
+           'StoredResponse', 'stored_responses', 'rescore_response']
 
 # %% ../nbs/08_store.ipynb #6ebede2a
 import gzip
@@ -25,7 +25,8 @@ from ulid import ULID
 
 from .novelty import NoveltyIndex
 from .protocol import MODALITIES, Clip
-from .scoring.video import PROFILES, ClipEvidence, Faults, History, LatentThresholds, Verdict, no_answer, score_response, update_average
+from .scoring.video import (PROFILES, ClipEvidence, Faults, History, LatentThresholds, Verdict, all_cosines, chance_of, no_answer,
+                                     score_response, shared_seconds, update_average)
 from .settings import ScoringSettings, Settings
 from .sources.base import canonical_id
 
@@ -139,37 +140,6 @@ MIGRATIONS = [[
     "alter table clips add column canonical_id varchar default ''",
     "update responses set settings_hash = r.settings_hash, encoder = r.encoder, index_version = r.index_version from rounds r where r.round = responses.round",
     "update clips set canonical_id = video_id",
-    """create view checks as select round, hotkey, position, c.what, c.looked_at, c.tool, c.number, c.bound, c.threshold,
-       case c.bound when 'above' then c.number > c.threshold when 'least' then c.number >= c.threshold else c.number <= c.threshold end as holds
-       from (select c.round, c.hotkey, c.position, unnest([
-         {what: 'id', looked_at: c.video_id, tool: 'form of ids', number: (e->>'valid_id')::boolean::double, bound: 'least', threshold: 1.0},
-         {what: 'length', looked_at: c.video_id, tool: 'seconds', number: (c.end_time - c.start_time)::double, bound: 'least',
-          threshold: (s->>'min_length')::double},
-         {what: 'length', looked_at: c.video_id, tool: 'seconds', number: (c.end_time - c.start_time)::double, bound: 'most',
-          threshold: (s->>'max_length')::double},
-         {what: 'fetch', looked_at: k->>'source', tool: k->>'reason', number: case when k->>'kind' = 'media' then (k->>'problem' = '')::double end,
-          bound: 'least', threshold: 1.0},
-         {what: 'video embedding', looked_at: k->>'media_sha256', tool: r.encoder, number: (k->>'video_cosine')::double, bound: 'above',
-          threshold: (t->>'same_embedding')::double},
-         {what: 'audio embedding', looked_at: k->>'media_sha256', tool: r.encoder, number: (k->>'audio_cosine')::double, bound: 'above',
-          threshold: (t->>'same_embedding')::double},
-         {what: 'description embedding', looked_at: 'caption', tool: r.encoder, number: (k->>'description_cosine')::double, bound: 'above',
-          threshold: (t->>'same_embedding')::double},
-         {what: 'shared seconds', looked_at: e->>'known_overlap_id', tool: 'ranges of one video', number: (e->>'known_overlap')::double,
-          bound: 'most', threshold: (s->>'max_overlap')::double},
-         {what: 'copied frames', looked_at: e->>'copy_of', tool: e->>'copy_tool', number: (e->>'copied')::double, bound: 'most',
-          threshold: (s->>'max_copied')::double},
-         {what: 'novelty', looked_at: e->>'nearest_id', tool: 'index at ' || coalesce(e->>'index_version', '?') || ' rows',
-          number: (e->>'index_novelty')::double, bound: 'least', threshold: (t->>'novelty')::double},
-         {what: 'stuffed caption', looked_at: 'caption', tool: coalesce(e->>'classifier', ''),
-          number: case when (e->>'stuffed')::boolean then (e->>'stuffed_confidence')::double else 1 - (e->>'stuffed_confidence')::double end,
-          bound: 'most', threshold: 0.5},
-         {what: 'bad chunks', looked_at: 'caption', tool: r.encoder, number: (e->>'really_bad')::double, bound: 'most',
-          threshold: (s->>'max_bad_chunks')::double},
-         {what: 'weak chunks', looked_at: 'caption', tool: r.encoder, number: (e->>'low_quality')::double, bound: 'most',
-          threshold: (s->>'max_low_chunks')::double}]) as c
-       from (select *, evidence as e, evidence->'check' as k from clips) c
-       join (select *, settings->'scoring' as s, thresholds as t from rounds) r using (round)) where c.number is not null""",
 ], [
     """create table audio_rounds(round bigint primary key, topic varchar not null, query varchar not null, seed ubigint not null,
        started_at timestamp not null, ended_at timestamp not null, block bigint not null, num_audios integer not null,
@@ -191,6 +161,78 @@ MIGRATIONS = [[
     "update shards set held = rows",
     "create table commits(id varchar primary key, hub varchar not null, acknowledged timestamp not null, shards integer not null)",
     "create table takedowns(id varchar primary key, reason varchar not null, taken_down_at timestamp not null, corpus_row bigint)",
+], [
+    "alter table clips add column shared double",  # of its seconds with a later clip of the response, the largest share
+    "alter table clips add column likeness double",  # of its picture to a later clip's, the largest cosine
+    "alter table responses add column chance double",  # that so many fetches fail when nobody is to blame
+    """create or replace view checks as select round, hotkey, position, c.what, c.looked_at, c.tool, c.number, c.bound, c.threshold,
+       case c.bound when 'above' then c.number > c.threshold when 'least' then c.number >= c.threshold else c.number <= c.threshold end as holds
+       from (select c.round, c.hotkey, c.position, unnest([
+         {what: 'id', looked_at: c.video_id, tool: 'form of ids', number: (e->>'valid_id')::boolean::double, bound: 'least', threshold: 1.0},
+         {what: 'length', looked_at: c.video_id, tool: 'seconds', number: (c.end_time - c.start_time)::double, bound: 'least',
+          threshold: (s->>'min_length')::double},
+         {what: 'length', looked_at: c.video_id, tool: 'seconds', number: (c.end_time - c.start_time)::double, bound: 'most',
+          threshold: (s->>'max_length')::double},
+         {what: 'fetch', looked_at: k->>'source', tool: k->>'reason', number: case when k->>'kind' = 'media' then (k->>'problem' = '')::double end,
+          bound: 'least', threshold: 1.0},
+         {what: 'video embedding', looked_at: k->>'media_sha256', tool: r.encoder, number: (k->>'video_cosine')::double, bound: 'above',
+          threshold: (t->>'same_embedding')::double},
+         {what: 'audio embedding', looked_at: k->>'media_sha256', tool: r.encoder, number: (k->>'audio_cosine')::double, bound: 'above',
+          threshold: (t->>'same_embedding')::double},
+         {what: 'description embedding', looked_at: 'caption', tool: r.encoder, number: (k->>'description_cosine')::double, bound: 'above',
+          threshold: (t->>'same_embedding')::double},
+         {what: 'shared seconds', looked_at: e->>'known_overlap_id', tool: 'ranges of one video', number: (e->>'known_overlap')::double,
+          bound: 'most', threshold: (s->>'max_overlap')::double},
+         {what: 'copied frames', looked_at: e->>'copy_of', tool: e->>'copy_tool', number: (e->>'copied')::double, bound: 'most',
+          threshold: (s->>'max_copied')::double},
+         {what: 'novelty', looked_at: e->>'nearest_id', tool: 'index at ' || coalesce(e->>'index_version', '?') || ' rows',
+          number: (e->>'index_novelty')::double, bound: 'least', threshold: (t->>'novelty')::double},
+         {what: 'novelty at last', looked_at: 'index and answer', tool: 'the smaller of both', number: c.novelty, bound: 'least',
+          threshold: (t->>'novelty')::double},
+         {what: 'seconds in the answer', looked_at: 'later clips', tool: 'ranges of one video', number: c.shared, bound: 'most',
+          threshold: (s->>'max_overlap')::double},
+         {what: 'likeness in the answer', looked_at: 'later clips', tool: 'cosine of pictures', number: c.likeness, bound: 'most',
+          threshold: (t->>'near_duplicate')::double},
+         {what: 'stuffed caption', looked_at: 'caption', tool: coalesce(e->>'classifier', ''),
+          number: case when (e->>'stuffed')::boolean then (e->>'stuffed_confidence')::double else 1 - (e->>'stuffed_confidence')::double end,
+          bound: 'most', threshold: 0.5},
+         {what: 'bad chunks', looked_at: 'caption', tool: r.encoder, number: (e->>'really_bad')::double, bound: 'most',
+          threshold: (s->>'max_bad_chunks')::double},
+         {what: 'weak chunks', looked_at: 'caption', tool: r.encoder, number: (e->>'low_quality')::double, bound: 'most',
+          threshold: (s->>'max_low_chunks')::double},
+         {what: 'chunks', looked_at: 'caption', tool: r.encoder, number: (e->>'chunks')::double, bound: 'most', threshold: (s->>'max_chunks')::double}]) as c
+       from (select *, evidence as e, evidence->'check' as k from clips) c
+       join (select *, settings->'scoring' as s, thresholds as t from rounds) r using (round)) where c.number is not null
+       union all select round, hotkey, null, 'record', (h->>'unverified') || ' of ' || (h->>'looked_at') || ' clips unverified', 'chance of so many',
+       chance, 'least', (s->>'failure_chance')::double, chance >= (s->>'failure_chance')::double
+       from (select *, history as h from responses) join (select round, settings->'scoring' as s from rounds) using (round)
+       where chance is not null and (h->>'looked_at')::int > 0""",
+    """create view audio_checks as select round, hotkey, position, c.what, c.looked_at, c.tool, c.number, c.bound, c.threshold,
+       case c.bound when 'above' then c.number > c.threshold when 'least' then c.number >= c.threshold else c.number <= c.threshold end as holds
+       from (select round, hotkey, position, unnest([
+         {what: 'id', looked_at: video_id, tool: 'form of ids', number: (e->>'valid_id')::boolean::double, bound: 'least', threshold: 1.0},
+         {what: 'length', looked_at: video_id, tool: 'seconds', number: seconds, bound: 'least', threshold: (s->>'least_seconds')::double},
+         {what: 'length', looked_at: video_id, tool: 'seconds', number: seconds, bound: 'most', threshold: (s->>'most_seconds')::double},
+         {what: 'wanted length', looked_at: video_id, tool: 'seconds', number: seconds, bound: 'least', threshold: (s->>'min_seconds')::double},
+         {what: 'wanted length', looked_at: video_id, tool: 'seconds', number: seconds, bound: 'most', threshold: (s->>'max_seconds')::double},
+         {what: 'sound', looked_at: wav_sha256, tool: coalesce(nullif(e->>'wav_problem', ''), 'WAV file'), number: (e->>'wav_problem' = '')::double,
+          bound: 'least', threshold: 1.0},
+         {what: 'length of sound', looked_at: wav_sha256, tool: 'seconds apart', bound: 'most', threshold: (s->>'slack')::double,
+          number: case when e->>'wav_problem' = '' then abs((e->>'wav_seconds')::double - seconds) end},
+         {what: 'heard before', looked_at: e->>'known', tool: 'stretches and files', number: (e->>'known' <> '')::double, bound: 'most', threshold: 0.0},
+         {what: 'own embedding', looked_at: wav_sha256, tool: encoder, number: (e->>'own_cosine')::double, bound: 'above',
+          threshold: (t->>'same_embedding')::double},
+         {what: 'fetch', looked_at: k->>'source', tool: k->>'reason', number: (k->>'problem' = '')::double, bound: 'least', threshold: 1.0},
+         {what: 'original embedding', looked_at: k->>'media_sha256', tool: encoder, number: (k->>'audio_cosine')::double, bound: 'above',
+          threshold: (t->>'same_embedding')::double},
+         {what: 'same sound', looked_at: k->>'media_sha256', tool: 'correlation of loudness', number: (e->>'sound_correlation')::double, bound: 'least',
+          threshold: (s->>'same_sound')::double},
+         {what: 'overlap said', looked_at: 'turns', tool: 'share of speech', bound: 'most', threshold: (s->>'max_overlap')::double,
+          number: case when picked = position then (l->>'overlap')::double / nullif((l->>'said')::double, 0) end}]) as c
+       from (select *, e->'check' as k from (select audio_clips.*, (end_time - start_time)::double as seconds, a.encoder, a.s, a.t, a.l, a.picked,
+             json_extract(a.evidence, '$.clips[' || position || ']') as e from audio_clips join
+             (select *, evidence->'listening' as l, (evidence->>'picked')::integer as picked, settings->'audio' as s, thresholds as t
+              from audio_responses join audio_rounds using (round)) a using (round, hotkey)))) where c.number is not null""",
 ]]
 RULES = 1  # edition of the rules: 1 looks at shared seconds, unverifiable records and supported words
 
@@ -258,7 +300,30 @@ def vectors_frame(record: RoundRecord) -> pl.DataFrame:
                         schema={"hotkey": pl.String, "position": pl.Int32}).with_columns(
         pl.Series(name, values, dtype=array) for name, values in columns.items())
 
-# %% ../nbs/08_store.ipynb #f8b4d3c3
+# %% ../nbs/08_store.ipynb #5ad792e7
+def failing_by_chance(history: History, s: ScoringSettings) -> float:
+    "How likely so many fetches fail when nobody is to blame, 0..1."
+    return chance_of(history.unverified, history.looked_at, max(history.usual, s.usual_failures))
+
+
+def with_later(
+    evidence: Sequence[ClipEvidence],  # of the n clips of a response
+    vectors: np.ndarray,  # float32[n, 3, dim]
+    s: ScoringSettings,
+) -> list[tuple[float | None, float | None]]:
+    "(largest share of seconds, largest cosine of pictures) of each clip with a later one that came as far; None when there is none."
+    ranges = [(e.start_time, e.end_time) for e in evidence]
+    timely = [s.min_length <= b - a <= s.max_length for a, b in ranges]
+    shared = [max((shared_seconds(ranges[i], ranges[j]) for j in range(i + 1, len(evidence)) if timely[j] and evidence[j].video == e.video), default=None)
+              if timely[i] else None for i, e in enumerate(evidence)]
+    unseen = PROFILES[s.profile].footage_unseen
+    left = [timely[i] and (unseen or ((shared[i] or 0) <= s.max_overlap and e.known_overlap <= s.max_overlap and (e.copied or 0) <= s.max_copied))
+            for i, e in enumerate(evidence)]
+    cosine = all_cosines(vectors, vectors[0, 0]).video if len(evidence) else np.zeros((0, 0))
+    return [(shared[i], max((float(cosine[i, j]) for j in range(i + 1, len(evidence)) if left[j]), default=None) if left[i] else None)
+            for i in range(len(evidence))]
+
+# %% ../nbs/08_store.ipynb #1f14d134
 class Store:
     "A validator's memory under `folder`: `scores.duckdb` and `vectors/`. Use it as a context manager, or close it."
 
@@ -344,13 +409,14 @@ class Store:
             average = update_average(averages.get(response.hotkey, 0.0), response.verdict.reward, r.settings.validator.average_alpha)
             self._insert_response(r, response, average)
             self._move_profiles(response, r.settings.validator.average_alpha)
-            row = self._insert_clips(r.number, response, row)
+            row = self._insert_clips(r, response, row)
 
     def _insert_response(self, of: RoundRecord, r: ResponseRecord, average: float) -> None:
-        self._con.execute("insert into responses values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [
+        self._con.execute("insert into responses values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [
             of.number, r.hotkey, r.uid, r.status, r.detail, r.seconds, r.received_at, r.body_sha256, r.seed,
             r.verdict.outcome, r.verdict.reason, r.verdict.reward, average, r.wire, r.receipt, json.dumps(dict(r.rewards)),
-            of.settings.score_hash(), of.encoder, of.index_version, r.history.model_dump_json(), r.looked_at, r.unverified])
+            of.settings.score_hash(), of.encoder, of.index_version, r.history.model_dump_json(), r.looked_at, r.unverified,
+            failing_by_chance(r.history, of.settings.scoring)])
         self._con.execute("insert or replace into averages values ('video', ?, ?, ?)", [r.hotkey, r.uid, average])
 
     def _move_profiles(self, r: ResponseRecord, alpha: float) -> None:
@@ -359,12 +425,13 @@ class Store:
             average = update_average(self.profile_averages(profile).get(r.hotkey, 0.0), reward, alpha)
             self._con.execute("insert or replace into profile_averages values (?, ?, ?, ?)", [profile, r.hotkey, r.uid, average])
 
-    def _insert_clips(self, number: int, r: ResponseRecord, row: int) -> int:
+    def _insert_clips(self, of: RoundRecord, r: ResponseRecord, row: int) -> int:
+        within = with_later(r.evidence, r.vectors, of.settings.scoring)
         for i, (clip, evidence, verdict, enters) in enumerate(zip(r.clips, r.evidence, r.verdict.clips, r.entered, strict=True)):
-            self._con.execute("insert into clips values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [
-                number, r.hotkey, i, clip.video_id, clip.description, clip.views, clip.start_time, clip.end_time,
+            self._con.execute("insert into clips values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [
+                of.number, r.hotkey, i, clip.video_id, clip.description, clip.views, clip.start_time, clip.end_time,
                 verdict.accepted, verdict.reason, verdict.novelty, verdict.description_relevance,
-                verdict.query_relevance, evidence.model_dump_json(), row if enters else None, evidence.video])
+                verdict.query_relevance, evidence.model_dump_json(), row if enters else None, evidence.video, *within[i]])
             row += enters
         return row
 

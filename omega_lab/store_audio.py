@@ -10,7 +10,7 @@ __all__ = ['AudioResponseRecord', 'AudioRoundRecord', 'sound_path', 'keep_sound'
 # %% ../nbs/08a_store_audio.ipynb #5277855f
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from .protocol import AudioClip
 from .scoring.audio import AudioEvidence, no_audio_answer, score_audio_response
 from .scoring.video import LatentThresholds, Verdict, update_average
 from .settings import AudioSettings, Settings
+from .sources.base import canonical_id
 from .store import Store, StoreError, write_body, write_parquet
 from .wav import from_text
 
@@ -136,22 +137,26 @@ def _insert(store: Store, table: str, *values: object) -> None:
 # %% ../nbs/08a_store_audio.ipynb #3a02a834
 @dataclass(frozen=True)
 class Heard:
-    "Sound that was accepted: video id -> stretches (start, end, where), SHA-256 of a WAV file -> where."
-    stretches: dict[str, list[tuple[int, int, str]]]
-    files: dict[str, str]
+    "Sound that was accepted: canonical id -> stretches (start, end, where), SHA-256 of a WAV file -> where."
+    stretches: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    def add(self, video_id: str, start: int, end: int, wav_sha256: str, where: str) -> None:
+        "From now on this stretch is known, however its recording is spelled. ValueError when the id is none."
+        self.stretches.setdefault(canonical_id(video_id), []).append((start, end, where))
+        self.files.setdefault(wav_sha256, where)
 
     def where(self, video_id: str, start: int, end: int, wav_sha256: str) -> str:
-        "Where a clip, or a part of it, was accepted before; empty when it is new."
-        met = (where for a, b, where in self.stretches.get(video_id, []) if a < end and start < b)
+        "Where a clip, or a part of it, was accepted before; empty when it is new. ValueError when the id is none."
+        met = (where for a, b, where in self.stretches.get(canonical_id(video_id), []) if a < end and start < b)
         return self.files.get(wav_sha256) or next(met, "")
 
 
 def heard_before(rows: Sequence[tuple[str, int, int, str, str]]) -> Heard:
     "Of (video id, start, end, SHA-256 of the WAV file, where) each."
-    known = Heard({}, {})
-    for video_id, start, end, sha256, where in rows:
-        known.stretches.setdefault(video_id, []).append((start, end, where))
-        known.files.setdefault(sha256, where)
+    known = Heard()
+    for row in rows:
+        known.add(*row)
     return known
 
 

@@ -1,5 +1,7 @@
 "The audio task: formulas against numbers made by hand, sound that is none, and hostile messages."
 import json
+import struct
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from omega_lab.chain.audios import audio_answer
 from omega_lab.embedding.diarizer import Turn, covered, diarization_error, overlapped, speaking_times
 from omega_lab.media import audio
 from omega_lab.miner.audio import sound_ranges
-from omega_lab.protocol import AudioRequest, WireError, parse_audio_response
+from omega_lab.protocol import AudioClip, AudioRequest, WireError, parse_audio_response
 from omega_lab.samples import fetch_archive
 from omega_lab.scoring.audio import (
     AudioClipEvidence,
@@ -24,9 +26,12 @@ from omega_lab.scoring.audio import (
     speakers_score,
 )
 from omega_lab.scoring.video import LatentThresholds, SpotCheck
-from omega_lab.settings import AudioSettings, Settings
-from omega_lab.validator.audio import loudness_correlation
-from omega_lab.wav import RATE, WavError, decode_wav, encode_wav
+from omega_lab.settings import AudioSettings, ChecksSettings, Settings
+from omega_lab.sources import SourceError
+from omega_lab.store import Store
+from omega_lab.store_audio import AudioResponseRecord, AudioRoundRecord, commit_audio_round, heard_before
+from omega_lab.validator.audio import AudioExaminer, Sound, first_look, loudness_correlation
+from omega_lab.wav import RATE, WavError, decode_wav, encode_wav, to_text
 
 S, T = AudioSettings(), LatentThresholds()
 HEARD = Listening(seconds=64, speech=48, speaking={"a": 32, "b": 16}, snr=20, error=0.25, said=50, overlap=1)
@@ -102,6 +107,71 @@ def test_the_hash_covers_what_can_change_a_score():
     assert [name for name, value in changed.items() if value == base.audio_hash()] == ["timeout", "max_response_bytes"]
 
 
+# what was looked at
+
+
+def offered(video, start=0, end=60):
+    return AudioClip(video_id=video, views=0, start_time=start, end_time=end, audio_emb=[1.0, 0.0], audio_bytes="", diar_timestamps_start=[],
+                     diar_timestamps_end=[], diar_speakers=[])
+
+
+def sounds(*lengths):
+    return [Sound(bytes([n]), np.ones(length * RATE, np.float32)) for n, length in enumerate(lengths)]
+
+
+def test_one_recording_under_two_names_is_paid_once():
+    known = heard_before([("youtube:aaaaaaaaaaa", 0, 60, "f00d", "round 1")])
+    clips = [offered("url:https://youtu.be/aaaaaaaaaaa?t=5"), offered("youtube:bbbbbbbbbbb"), offered("url:https://www.youtube.com/watch?v=bbbbbbbbbbb&x=1")]
+    assert [look.known for look in first_look(clips, sounds(60, 60, 60), known, S)] == ["round 1", "", "clip 1 of this answer"]
+
+
+def test_what_earns_nothing_stands_in_nobodys_way():
+    clips = [offered("youtube:aaaaaaaaaaa", 0, 20), offered("youtube:aaaaaaaaaaa", 0, 60), offered("nonsense")]
+    assert [look.known for look in first_look(clips, sounds(20, 60, 60), heard_before([]), S)] == ["", "", ""]
+
+
+class Ear:
+    "An encoder and a diarizer that hear nothing: the fetch decides."
+    dim, name, revision = 2, "toy", "1"
+
+    def encode_audio(self, *_):
+        return np.float32([1, 0])
+
+    def diarize(self, *_):
+        return ()
+
+
+@pytest.mark.parametrize(("policy", "tried"), [("protocol", 3), ("always-one", 1), ("economic", 1)])
+def test_one_clip_that_can_be_fetched_vouches_for_no_other(policy, tried):
+    asked = []
+
+    def blocked(clip_id, start, end):
+        asked.append(clip_id)
+        raise SourceError("blocked", "not from here")
+    minute = to_text(encode_wav(np.ones(60 * RATE, np.float32)))
+    clips = [offered(f"url:https://host{n}.example/a").model_copy(update={"audio_bytes": minute}) for n in range(3)]
+    examiner = AudioExaminer(Ear(), Ear(), S, ChecksSettings(policy=policy, fetch_probability=1.0), heard_before([]))
+    _, evidence = examiner.examine(clips, blocked, 1)
+    looked, = (c.check for c in evidence.clips if c.check)
+    assert len(asked) == tried and looked.problem == "unverified" and f"url:https://{looked.source}/a" == asked[-1]
+
+
+def test_every_number_of_an_audio_answer_stands_beside_its_bound(tmp_path):
+    lost = SpotCheck(kind="media", problem="unverified", reason="blocked", source="youtube")
+    looks = (seen(own_cosine=0.99, check=lost), seen(end_time=44, wav_seconds=44.0), seen(wav_problem="torn", wav_seconds=0.0), seen(known="round 3"))
+    clips = tuple(offered(look.video_id, look.start_time, look.end_time) for look in looks)
+    evidence = AudioEvidence(seed=1, diarizer="d@1", clips=looks, picked=0, listening=HEARD)
+    vectors, day = np.tile(np.float32([1, 0]), (4, 1)), datetime(2026, 1, 1)
+    answer = AudioResponseRecord(1, "5A", "answered", "", 1.0, day, "", clips, evidence, vectors, score_audio_response(vectors[0], vectors, evidence, S, T))
+    with Store(tmp_path) as store:
+        commit_audio_round(store, AudioRoundRecord(1, "t", "t podcast", vectors[0], 1, day, day, 1, "toy@1", "d@1", T, Settings(), (answer,)))
+        beyond = store.sql("select position, what, looked_at, number from audio_checks where not holds order by position").rows()
+        kinds = set(store.sql("select what from audio_checks where position = 0")["what"])
+    assert answer.verdict.outcome == "unverified" and answer.verdict.reward is None
+    assert beyond == [(0, "fetch", "youtube", 0.0), (1, "wanted length", looks[1].video_id, 44.0), (2, "sound", "00", 0.0), (3, "heard before", "round 3", 1.0)]
+    assert kinds == {"id", "length", "wanted length", "sound", "length of sound", "heard before", "own embedding", "fetch", "overlap said"}
+
+
 # sound
 
 
@@ -114,6 +184,44 @@ def test_no_bytes_break_the_decoder(data):
             assert decode_wav(attempt).dtype == np.float32
         except WavError as error:
             assert str(error)
+
+
+def riff(header, *chunks):
+    "A WAV file of a format chunk and others, (name, bytes) or (name, bytes, promised)."
+    packed = [name + struct.pack("<I", promised[0] if promised else len(data)) + data for name, data, *promised in [(b"fmt ", header), *chunks]]
+    return b"RIFF" + struct.pack("<I", 4 + sum(map(len, packed))) + b"WAVE" + b"".join(packed)
+
+
+def header(tag=1, channels=1, rate=RATE, bits=16, more=b""):
+    return struct.pack("<HHIIHH", tag, channels, rate, rate * channels * bits // 8, channels * bits // 8, bits) + more
+
+
+PCM = encode_wav(np.linspace(-1, 1, 600, dtype=np.float32))[44:]
+EXTENSIBLE = struct.pack("<HHI", 22, 16, 4)
+SUBFORMAT = bytes.fromhex("00001000800000aa00389b71")
+
+
+@pytest.mark.parametrize("data", [
+    riff(header(), (b"data", PCM)), riff(header(0xFFFE, more=EXTENSIBLE + b"\x01\0\0\0" + SUBFORMAT), (b"data", PCM)),
+    riff(header(), (b"LIST", b"INFO"), (b"data", PCM), (b"LIST", b"more")), riff(header(), (b"data", PCM)) + bytes(50)])
+def test_every_reader_hears_the_same_in_a_plain_file(data, tmp_path):
+    assert decode_wav(data) == pytest.approx(np.frombuffer(PCM, "<i2") / 32767)
+    (tmp_path / "sound.wav").write_bytes(data)
+    assert audio(tmp_path / "sound.wav")[:600] == pytest.approx(decode_wav(data), abs=1e-3), "as FFmpeg reads it"
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    (riff(header(bits=8), (b"data", PCM)), "8 bits"), (riff(header(bits=24), (b"data", PCM)), "24 bits"),
+    (riff(header(3, bits=32), (b"data", PCM)), "format 0x0003"), (riff(header(channels=6), (b"data", PCM)), "6 channel"),
+    (riff(header(0xFFFE, more=EXTENSIBLE + b"\x03\0\0\0" + SUBFORMAT), (b"data", PCM)), "format 0xfffe"),
+    (riff(header(channels=2), (b"data", PCM)), "2 channel"), (riff(header(bits=12), (b"data", PCM)), "12 bits"), (riff(header(rate=0), (b"data", PCM)), "0 Hz"),
+    (riff(header(), (b"data", PCM, 0xFFFFFFFE)), "1200 of 4294967294"), (riff(header(), (b"data", PCM[:-1])), "1199 of 1199"),
+    (riff(header(), (b"data", b"")), "0 of 0"), (riff(header()), "no chunk data"), (riff(header(), (b"data", PCM), (b"data", PCM)), "two chunks data"),
+    (riff(header(), (b"fmt ", header(rate=8000)), (b"data", PCM)), "two chunks fmt"), (b"RIFX" + riff(header(), (b"data", PCM))[4:], "RIFX"),
+    (riff(b"\x01\0", (b"data", PCM)), "2 of 16 bytes")])
+def test_other_files_are_refused_by_their_kind(data, said):
+    with pytest.raises(WavError, match=said):
+        decode_wav(data)
 
 
 def test_sound_is_its_own_fingerprint():

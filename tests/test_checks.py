@@ -15,10 +15,10 @@ from omega_lab.lab.rescore import rescore, write_rounds
 from omega_lab.novelty import NoveltyIndex, unit
 from omega_lab.protocol import Clip, VideoRequest, WireError, parse
 from omega_lab.samples import fetch_samples
-from omega_lab.scoring.video import PROFILES, ClipEvidence, ClipVerdict, History, SpotCheck, Verdict, score_response
+from omega_lab.scoring.video import PROFILES, ClipEvidence, ClipVerdict, History, LatentThresholds, SpotCheck, Verdict, score_response
 from omega_lab.settings import ScoringSettings, Settings
 from omega_lab.sources import SourceError
-from omega_lab.store import MIGRATIONS, ResponseRecord, Store, stored_responses
+from omega_lab.store import MIGRATIONS, ResponseRecord, RoundRecord, Store, stored_responses
 from omega_lab.validation import choose_checks, commitment, draw_secret, response_seed, secret_seed, spot_check
 from omega_lab.validator.ask import Answer
 from omega_lab.validator.round import Heard, KnownFootage, earlier_ranges, mark_entering
@@ -183,6 +183,47 @@ def test_who_cannot_be_verified_too_often_counts_as_not_answering_under_our_rule
 
 def replace_usual(history, usual):
     return history.model_copy(update={"usual": usual})
+
+
+def test_every_decision_has_a_row_that_says_why(tmp_path):
+    """A refused clip and an answer without its reward: some number is beyond its bound. An accepted clip: none is."""
+    population = {"honest": 3, "stuffer": 1, "duplicator": 2, "recutter": 1, "forger": 2, "caption forger": 1}
+    write_rounds(tmp_path, population, rounds=16, sample=8, seed=4)
+    with Store(tmp_path) as store:
+        rows = store.sql("select round, hotkey, position, what, holds from checks")
+        beyond = {(r, h, p): {w for w in what} for r, h, p, what in rows.filter(~rows["holds"]).group_by("round", "hotkey", "position").agg("what").iter_rows()}
+        clips = store.sql("select round, hotkey, position, accepted, c.reason, outcome from clips c join responses using (round, hotkey)").rows()
+        kinds = set()
+        for number, hotkey, position, accepted, reason, outcome in clips:
+            own = beyond.get((number, hotkey, position), set())
+            assert not (accepted and own), (own, reason)
+            if outcome == "scored" and not accepted:
+                assert own, reason
+                kinds |= own
+        assert "shared seconds" in kinds, kinds
+        answers = store.sql("select round, hotkey, outcome, reason from responses where status = 'answered' and outcome <> 'scored'").rows()
+        assert {o for *_, o, _ in answers} >= {"punished", "unverified", "no answer"}
+        for number, hotkey, outcome, reason in answers:
+            found = set().union(*(what for (r, h, _), what in beyond.items() if (r, h) == (number, hotkey)))
+            assert found, (outcome, reason)
+            assert "record" in found or "too often" not in reason
+
+
+def test_a_clip_too_like_a_later_one_has_its_cosine_in_the_rows(tmp_path):
+    rng = np.random.default_rng(3)
+    vectors = unit(rng.normal(size=(4, 3, 16))).astype(np.float32)
+    vectors[0, 0], vectors[2, 0] = vectors[1, 0], unit(vectors[3, 0] + 0.12 * vectors[0, 0])
+    evidence = tuple(ClipEvidence(video_id=f"youtube:{c * 11}", valid_id=True, start_time=0, end_time=2 if c == "b" else 30, unique_tokens=9, text_cosine=0.1,
+                                  stuffed=False, stuffed_confidence=0.9, really_bad=0, low_quality=0, chunks=1, index_novelty=1) for c in "abcd")
+    verdict = score_response(vectors[0, 0], vectors, evidence, 8)
+    clips = tuple(clip(e.video_id, e.start_time, e.end_time) for e in evidence)
+    answer = ResponseRecord(1, "5A", "answered", "", 1.0, DAY, "", 1, clips, evidence, vectors, verdict, tuple(c.accepted for c in verdict.clips))
+    with Store(tmp_path) as store:
+        store.commit_round(RoundRecord(1, "cats", vectors[0, 0], 1, DAY, DAY, 1, "toy@1", LatentThresholds(), Settings(), 0, (answer,)))
+        rows = store.sql("select position, number, holds from checks where what = 'likeness in the answer' order by position").rows()
+    assert [c.reason[:14] for c in verdict.clips] == ["", "2 s long, allo", "near-duplicate", ""]
+    assert [(p, holds) for p, _, holds in rows] == [(0, True), (2, False)], "a clip that was refused before is no likeness"
+    assert rows[1][1] == pytest.approx(float(vectors[2, 0] @ vectors[3, 0]), abs=1e-6)
 
 
 # ---- stores of before

@@ -51,7 +51,7 @@ def lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def honest(entry: dict, long: str) -> Iterator[tuple[str, str]]:
+def honest(entry: dict, long: str, other: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
     "(kind, caption) in the forms that miners give to what a page says of a clip."
     title, said, tags = entry["title"], entry["description"], entry["tags"]
     listed = f"{', '.join(tags[:-1])} and {tags[-1]}"
@@ -66,6 +66,8 @@ def honest(entry: dict, long: str) -> Iterator[tuple[str, str]]:
     if long:
         yield "long", f"{title}. {long}"
         yield "longer", f"{said} {long} {made} It is about {listed}."
+    for text in other:
+        yield "other language", text
 
 
 def thesaurus(entry: dict, names: Sequence[str], n: int = 24) -> list[str]:
@@ -101,8 +103,9 @@ def labelled_set(entries: Sequence[dict], source: dict) -> list[Labelled]:
     for entry in entries:
         rng, half = random.Random(f"{SEED}:{entry['file']}"), "train" if subject(entry) in train else "held"
         others = [e for e in entries if subject(e) != subject(entry) and (subject(e) in train) == (half == "train")]
+        told = list(honest(entry, *(source[part].get(entry["file"], "") for part in ("long", "other"))))
         for start, end in entry["ranges"]:  # an honest text has to pass wherever its clip is cut
-            found += [Labelled(half, kind, False, c, entry["file"], start, end) for kind, c in honest(entry, source["long"].get(entry["file"], ""))]
+            found += [Labelled(half, kind, False, c, entry["file"], start, end) for kind, c in told]
         for n, (kind, caption) in enumerate(stuffed(entry, others, source[half], names, rng)):
             found.append(Labelled(half, kind, True, caption, entry["file"], *entry["ranges"][n % len(entry["ranges"])]))
     return found

@@ -86,18 +86,37 @@ def parse_clip_id(clip_id: str) -> ClipId:
                          "or sha256:<64 lower-case hex digits>")
     return ClipId(source, key)
 
+# %% ../../nbs/03a_sources_base.ipynb #1c7ed1cb
+_SAFE = "!$'()*,;:@~"  # beside letters, digits and _.-
+
+
+def _percent(text: str, safe: str = "") -> str:
+    "Percent-encoded in the one way: only what has to be, in capitals."
+    return quote(unquote_to_bytes(text), safe=_SAFE + safe)
+
+
+def _one_path(path: str) -> str:
+    "A path without dot segments (RFC 3986, 5.2.4), doubled slashes and a slash at its end."
+    steps: list[str] = []
+    for step in (_percent(step, "&=+") for step in path.split("/")):
+        if step == "..":
+            del steps[-1:]
+        elif step not in ("", "."):
+            steps.append(step)
+    return "/" + "/".join(steps)
+
 # %% ../../nbs/03a_sources_base.ipynb #97bb6a8a
-_YOUTUBE_HOST = re.compile(r"(?:.+\.)?(?:youtube\.com|youtube-nocookie\.com|youtu\.be)")
+_YOUTUBE_HOST = re.compile(r"(?:.+\.)?(?:youtube\.com|youtube-nocookie\.com|youtubekids\.com|youtube\.googleapis\.com|youtu\.be)")
 _YOUTUBE_PATHS = frozenset({"shorts", "embed", "live", "v", "e", "vi", "watch"})
 _YOUTUBE_START = re.compile(rf"({YOUTUBE_ID.pattern})(?![A-Za-z0-9_-])")  # what people append follows after ? or &
 
 # %% ../../nbs/03a_sources_base.ipynb #91323c22
 def _youtube_candidates(parts: SplitResult) -> Iterator[str]:
     "Where in a YouTube link its video may stand, the surest place first."
-    steps = [unquote_to_bytes(step).decode(errors="replace") for step in parts.path.split("/") if step]
+    steps = [unquote_to_bytes(step).decode(errors="replace") for step in _one_path(parts.path).split("/") if step]
     if parts.hostname.rstrip(".").endswith("youtu.be"):
         yield from steps[:1]
-    elif len(steps) > 1 and steps[0] in _YOUTUBE_PATHS:
+    elif len(steps) > 1 and steps[0].lower() in _YOUTUBE_PATHS:
         yield steps[1]
     for query in (parts.query, urlsplit(parts.fragment).query):  # the old mobile pages wrote /#/watch?v=
         yield from parse_qs(query).get("v", [])
@@ -122,25 +141,8 @@ def clip_id_of_link(link: str) -> str:
 _VISITOR = re.compile(r"utm_.*|(?:fb|g|d|y|tt|msc|tw)cl(?:k)?id|igsh(?:id)?|mc_[ce]id|_ga|_gl|si|feature|ref_src")
 _BEGINNING = frozenset({"t", "start", "time_continue", "starttime"})
 _TIME = re.compile(r"\d+(?:\.\d+)?s?|(?=.)(?:\d+h)?(?:\d+m)?(?:\d+s)?|\d+(?::\d\d)+")
-_SAFE = "!$'()*,;:@~"  # beside letters, digits and _.-
-
-
-def _percent(text: str, safe: str = "") -> str:
-    "Percent-encoded in the one way: only what has to be, in capitals."
-    return quote(unquote_to_bytes(text), safe=_SAFE + safe)
 
 # %% ../../nbs/03a_sources_base.ipynb #131fae1a
-def _one_path(path: str) -> str:
-    "A path without dot segments (RFC 3986, 5.2.4), doubled slashes and a slash at its end."
-    steps: list[str] = []
-    for step in (_percent(step, "&=+") for step in path.split("/")):
-        if step == "..":
-            del steps[-1:]
-        elif step not in ("", "."):
-            steps.append(step)
-    return "/" + "/".join(steps)
-
-
 def _one_query(query: str) -> str:
     "The parameters that choose a medium, in order, each once."
     pairs = {tuple(map(_percent, pair.replace("+", " ").partition("=")[::2])) for pair in query.split("&") if pair}

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -28,15 +29,15 @@ from ..protocol import AudioClip, AudioRequest, WireError, parse_audio_response
 from ..scoring.audio import AudioClipEvidence, AudioEvidence, clip_problem, listen
 from ..scoring.video import SpotCheck
 from ..settings import AudioSettings, ChecksSettings
-from ..sources import SourceError, parse_clip_id
+from ..sources import SourceError
 from ..store import Store
-from ..store_audio import (AudioResponseRecord, AudioRoundRecord, Heard, audio_verdict, commit_audio_round, heard_before, heard_so_far,
-                                   next_audio_round, rescore_audio)
-from ..validation import Fetch, choose_checks, commitment, draw_secret, latent_thresholds, response_seed, secret_seed, valid_id
+from ..store_audio import (AudioResponseRecord, AudioRoundRecord, Heard, audio_verdict, commit_audio_round, heard_so_far, next_audio_round,
+                                   rescore_audio)
+from ..validation import Fetch, choose_checks, commitment, draw_secret, latent_thresholds, response_seed, secret_seed, source_of, valid_id
 from .ask import Answer, ask_all, sample, serving_miners
 from .report import short
 from .round import Validator, _fetcher, now, run_async
-from ..wav import RATE, WavError, decode_wav, from_text
+from ..wav import RATE, WavError, decode_wav, encode_wav, from_text
 
 log = logging.getLogger(__name__)
 
@@ -84,23 +85,23 @@ def said_turns(clip: AudioClip) -> tuple[Turn, ...]:
     return tuple(map(Turn, clip.diar_timestamps_start, clip.diar_timestamps_end, clip.diar_speakers))
 
 # %% ../../nbs/12i_validator_audio.ipynb #a3359eb3
-def first_look(clips: Sequence[AudioClip], sounds: Sequence[Sound], heard: Heard) -> list[AudioClipEvidence]:
+def first_look(clips: Sequence[AudioClip], sounds: Sequence[Sound], heard: Heard, s: AudioSettings) -> list[AudioClipEvidence]:
     "What is seen of the clips without a model: ids, ranges, bytes, and whether the same sound came before, in this answer too."
-    looks, here = [], heard_before([])
+    looks, here = list[AudioClipEvidence](), Heard()
     for i, (clip, sound) in enumerate(zip(clips, sounds, strict=True)):
-        stretch = (clip.video_id, clip.start_time, clip.end_time, sound.sha256)
-        known = (here.where(*stretch) or heard.where(*stretch)) if sound.data else ""
-        looks.append(AudioClipEvidence(video_id=clip.video_id, valid_id=valid_id(clip.video_id), start_time=clip.start_time, end_time=clip.end_time,
+        stretch, valid = (clip.video_id, clip.start_time, clip.end_time, sound.sha256), valid_id(clip.video_id)
+        known = (here.where(*stretch) or heard.where(*stretch)) if valid and sound.data else ""
+        looks.append(AudioClipEvidence(video_id=clip.video_id, valid_id=valid, start_time=clip.start_time, end_time=clip.end_time,
                                        wav_seconds=len(sound.samples) / RATE, wav_sha256=sound.sha256, wav_problem=sound.problem, known=known))
-        here.stretches.setdefault(clip.video_id, []).append((clip.start_time, clip.end_time, f"clip {i} of this answer"))
-        here.files.setdefault(sound.sha256, f"clip {i} of this answer")
+        if valid and not clip_problem(looks[-1], s):  # what earns nothing stands in nobody's way
+            here.add(*stretch, f"clip {i} of this answer")
     return looks
 
 # %% ../../nbs/12i_validator_audio.ipynb #95c9fa28
 def cosine_with_sound(clip: AudioClip, sound: Sound, encoder: Encoder) -> float:
     "Cosine of the embedding sent and that of the sound sent; 0 when the sound has none."
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
-        file.write(sound.data)
+        file.write(encode_wav(sound.samples))  # not the bytes sent: another reader might hear something else in them
         file.flush()
         fresh = encoder.encode_audio(file.name)
     return float(unit(np.array(clip.audio_emb, np.float32)) @ unit(fresh)) if fresh is not None else 0.0
@@ -129,21 +130,21 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
 # %% ../../nbs/12i_validator_audio.ipynb #07981ca9
 def check_original(clip: AudioClip, sound: Sound, encoder: Encoder, fetch: Fetch) -> tuple[SpotCheck, float | None]:
     "Fetch the clip's medium; its embedding against the one sent, its loudness against the sound sent. Fake and unverified as with videos."
+    look = partial(SpotCheck, kind="media", source=source_of(clip.video_id))
     try:
         path = fetch(clip.video_id, clip.start_time, clip.end_time)
     except SourceError as error:
-        return SpotCheck(kind="media", problem="fake" if error.kind == "gone" else "unverified", reason=str(error)), None
+        return look(problem="fake" if error.kind == "gone" else "unverified", reason=str(error)), None
     try:
         if clip.end_time > probe(path).duration + 1:
-            return SpotCheck(kind="media", problem="fake", reason=f"range ends at {clip.end_time} s, the media at {probe(path).duration:.1f} s"), None
+            return look(problem="fake", reason=f"range ends at {clip.end_time} s, the media at {probe(path).duration:.1f} s"), None
         original, fresh = audio(path, clip.start_time, clip.end_time, RATE), encoder.encode_audio(path, clip.start_time, clip.end_time)
     except MediaError as error:  # bytes under their own hash are the miner's; a broken download may be ours
-        ours = parse_clip_id(clip.video_id).source != "sha256"
-        return SpotCheck(kind="media", problem="unverified" if ours else "fake", reason=str(error)), None
+        return look(problem="fake" if source_of(clip.video_id) == "sha256" else "unverified", reason=str(error)), None
     if original is None or fresh is None:
-        return SpotCheck(kind="media", problem="fake", reason="the media has no sound in this range"), None
+        return look(problem="fake", reason="the media has no sound in this range"), None
     cosine = float(unit(np.array(clip.audio_emb, np.float32)) @ unit(fresh))
-    return SpotCheck(kind="media", audio_cosine=cosine, media_sha256=file_sha256(path)), loudness_correlation(sound.samples, original)
+    return look(audio_cosine=cosine, media_sha256=file_sha256(path)), loudness_correlation(sound.samples, original)
 
 # %% ../../nbs/12i_validator_audio.ipynb #b66dba73
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class AudioExaminer:
         "float32[n, dim] unit vectors and the evidence of n clips."
         vectors = unit(np.array([c.audio_emb for c in clips], np.float32).reshape(-1, self.encoder.dim))
         sounds = [open_sound(clip, self.settings) for clip in clips]
-        looks = first_look(clips, sounds, self.heard)
+        looks = first_look(clips, sounds, self.heard, self.settings)
         if all(look.valid_id for look in looks):  # an invented id is punished already, nothing needs to be heard
             looks = self._checked(clips, sounds, looks, fetch, seed)
         good = [i for i, look in enumerate(looks) if look.valid_id and not clip_problem(look, self.settings)]
@@ -173,7 +174,7 @@ class AudioExaminer:
         return vectors, AudioEvidence(seed=seed, diarizer=self.diarizer_revision, clips=tuple(looks), picked=picked, listening=heard)
 
     def _checked(self, clips, sounds, looks: list[AudioClipEvidence], fetch: Fetch, seed: int) -> list[AudioClipEvidence]:
-        "The looks with one vector recomputed, and one original compared when it is drawn. When a fetch fails on our side the next clip is tried."
+        "The looks with one vector recomputed, and one original compared when it is drawn."
         s, looks = self.settings, list(looks)
         usable = [i for i, k in enumerate(looks) if s.least_seconds <= k.end_time - k.start_time <= s.most_seconds and k.wav_seconds > 0]
         order, with_original = choose_checks(usable, seed, self.checks.fetch_probability if self.checks.policy == "protocol" else 1.0)
@@ -182,7 +183,7 @@ class AudioExaminer:
         tried: list[tuple[int, SpotCheck, float | None]] = []
         for i in order if with_original else []:
             tried.append((i, *check_original(clips[i], sounds[i], self.encoder, fetch)))
-            if tried[-1][1].problem != "unverified":
+            if tried[-1][1].problem != "unverified" or self.checks.policy != "protocol":  # a clip that can be fetched vouches for no other
                 break
         for i, check, correlation in tried[-1:]:
             looks[i] = looks[i].model_copy(update={"check": check, "sound_correlation": correlation})
