@@ -15,7 +15,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from ..media import MediaError, check_film, claimed_length, decoded
+from ..media import MediaError, check_film, claimed_length, decoded, open_media
 from ..novelty import unit
 
 # %% ../../nbs/13d_focus_screen.ipynb #69c9c5a7
@@ -109,9 +109,15 @@ class _Samples:
         return np.sqrt(np.maximum(self._squares / len(self) - mean ** 2, 0)).astype(np.float32)
 
 
+def _start(path: Path) -> float:
+    "Seconds that a webm counts before its first frame and its header counts as length: a piece of a stream does not begin at 0."
+    with open_media(path) as container:
+        return max(0.0, (container.start_time or 0) / 1e6) if "webm" in container.format.name else 0.0
+
+
 def _check_length(path: Path, end: float) -> None:
     "A header that promises much more than there is belongs to a film cut short, or to a liar."
-    claimed = claimed_length(path)
+    claimed = claimed_length(path) - _start(path)
     if claimed > end * 1.1 + 5:
         raise MediaError(path, f"is cut short, or its header lies: {claimed:.0f} s are claimed, {end:.0f} s can be played")
 
