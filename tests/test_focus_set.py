@@ -17,6 +17,7 @@ import focus_set  # noqa: E402
 from focus_desk import missing  # noqa: E402
 from focus_packages import PACKAGES  # noqa: E402
 
+from omega_lab.focus import reading  # noqa: E402
 from omega_lab.focus.book import Book  # noqa: E402
 from omega_lab.focus.calibration import figures, rule_table, summary  # noqa: E402
 from omega_lab.focus.evidence import load  # noqa: E402
@@ -150,6 +151,16 @@ def test_films_of_odd_shapes_have_vectors(tmp_path):
         noise = (rng.integers(0, 255, (*shape, 3), np.uint8) for _ in range(1 if name == "one" else 6))
         vector = video_vector(watch(write_film(tmp_path / f"{name}.mp4", noise, 1)))
         assert np.isfinite(vector).all() and np.linalg.norm(vector) == pytest.approx(1, abs=1e-5), name
+
+
+def test_rows_that_are_all_alike_are_compared_with_few(monkeypatch):
+    "A long film of ever new prose must not take the square of its rows."
+    rng, compared = np.random.default_rng(0), []
+    monkeypatch.setattr(reading, "alike", lambda a, b: compared.append(1))
+    texts = ["a line without digits " + "".join(rng.choice(list("abcdefghij "), 20)) for _ in range(1500)]
+    pages = [reading.Page(float(k), tuple(reading.Line(text, 0.1, n / 60, 0.9, n / 60 + 0.01, 0.9) for n, text in enumerate(texts[60 * k : 60 * k + 60])),
+                          np.zeros((0, 0), np.uint8)) for k in range(25)]  # fmt: skip
+    assert sum(len(text.rows) for text in reading.new_text(pages)) == 1500 and len(compared) <= 1500 * 100
 
 
 @screens
