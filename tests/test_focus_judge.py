@@ -18,6 +18,7 @@ from PIL import Image
 from omega_lab.focus.evidence import About, Evidence, Observation
 from omega_lab.focus.judge import judge_recording, make_judges, recomputed
 from omega_lab.focus.model import ModelJudge, Purse, make_model_judge
+from omega_lab.focus.screen import VIDEO_DIM
 from omega_lab.focus.speech import EndpointTranscriber, Spoken, speech_spans
 from omega_lab.focus.task import FocusError, make_task
 from omega_lab.focus.unique import Indexes
@@ -67,7 +68,7 @@ def evidence(folder=None, frames=(), texts=("milk 1.29", "bread 2.40", "apples 3
         (folder / "frames").mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((90, 160, 3), np.uint8)).save(folder / "frames" / f"{t:06.1f}.jpg")
     empty = pl.DataFrame(schema={"t": pl.Float64, "text": pl.String, **{k: pl.Float32 for k in ("left", "top", "right", "bottom", "score")}})
-    video = np.random.default_rng(0).normal(size=2448).astype(np.float32)
+    video = np.random.default_rng(0).normal(size=VIDEO_DIM).astype(np.float32)
     return Evidence(About(**(told | about)), seen, empty, pl.DataFrame(), video, tuple(frames), folder)
 
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import polars as pl
 import pytest
 
@@ -11,15 +12,22 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import focus_calibrate  # noqa: E402
+import focus_copies  # noqa: E402
 import focus_set  # noqa: E402
 from focus_desk import missing  # noqa: E402
 from focus_packages import PACKAGES  # noqa: E402
 
+from omega_lab.focus import reading  # noqa: E402
 from omega_lab.focus.book import Book  # noqa: E402
 from omega_lab.focus.calibration import figures, rule_table, summary  # noqa: E402
 from omega_lab.focus.evidence import load  # noqa: E402
+from omega_lab.focus.rules import RulesJudge  # noqa: E402
+from omega_lab.focus.screen import video_vector, watch  # noqa: E402
+from omega_lab.focus.task import make_task  # noqa: E402
+from omega_lab.media import write_film  # noqa: E402
+from omega_lab.novelty import NoveltyIndex  # noqa: E402
 from omega_lab.runner import PipelineError, run_pipeline  # noqa: E402
-from omega_lab.settings import Settings, load_settings  # noqa: E402
+from omega_lab.settings import FocusSettings, Settings, load_settings  # noqa: E402
 
 screens = pytest.mark.skipif(bool(missing()), reason=f"virtual desks want {', '.join(missing())}: apt-get install --no-install-recommends {PACKAGES}")
 
@@ -99,6 +107,70 @@ def test_the_figures_in_the_docs_are_those_of_the_table():
     held = figures(cases, "held")
     assert held["recordings"] >= 20 and held["auc"] >= 0.85 and set(cases["half"]) == {"build", "held"} and len(cases) >= 40
     assert f"{held['auc']:.2f}" in (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    "Two lists and minutes, written evenly in one and the same editor window."
+    folder = tmp_path_factory.mktemp("drawn")
+    return [focus_copies.draw_film(focus_copies.TEXTS[n], folder / f"{n}.mp4") for n in (0, 1, 10)]
+
+
+def test_copies_are_told_from_other_lists_in_the_same_window(drawn):
+    disguises = ("640 x 360", "thin border", "edges cropped", "first 4 s cut off", "clock")
+    looked = [focus_copies.copies_of(film, disguises if n == 0 else ()) for n, film in enumerate(drawn)]
+    told = focus_copies.table("drawn", looked, FocusSettings().uniqueness)
+    copies, other = told.filter("copy"), told.filter(~pl.col("copy"))
+    assert copies["pairs"].sum() == copies["called_copies"].sum() == 5 and copies["distance"].max() < 0.015, copies
+    assert other["pairs"].sum() == 3 and other["called_copies"].sum() == 0 and other["distance"].min() > 0.03, other
+
+
+def test_a_book_of_an_earlier_version_still_knows_its_copies(drawn, tmp_path):
+    settings = load_settings({"focus.read_least": 1.0, "focus.read_share": 0.001}, environ={})
+    book, rng = Book(tmp_path / "focus"), np.random.default_rng(0)
+    task = make_task("Shopping list", "Write a shopping list with oat milk, rye bread, apples, potatoes, butter, each with its price, and the sum.")
+    first, _ = book.score(book.upload(drawn[0], task, 10**8), [RulesJudge()], settings)
+    earlier = rng.normal(size=2448).astype(np.float32)
+    pl.DataFrame({"value": earlier}).write_parquet(book.path(first) / "evidence" / "video.parquet")
+    first = book.submit(first, settings)  # what was scored before is measured anew
+    film = book.folder / "index" / "film"
+    film.rename(film.with_name("away"))
+    NoveltyIndex(film.with_name("video"), 2448).add([first.id, "01LOST"], np.stack([earlier, -earlier]))
+    copy = focus_copies.disguise(drawn[0], "thin border", tmp_path / "copy.mp4")
+    second, verdict = book.score(book.upload(copy, task, 10**8), [RulesJudge()], settings)
+    assert second.state == "REJECTED" and f"a copy of {first.id}" in verdict.reasons[0]
+    third, verdict = book.score(book.upload(drawn[1], task, 10**8), [RulesJudge()], settings)
+    assert "unique_video" not in verdict.reasons[0] and verdict.uniqueness.nearest == first.id
+    assert film.with_name("video").is_dir(), "one film is gone: what was known of it stays"
+
+
+def test_films_of_odd_shapes_have_vectors(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {"portrait": (640, 360), "strip": (40, 600), "tiny": (16, 16), "one": (90, 160)}
+    for name, shape in shapes.items():
+        noise = (rng.integers(0, 255, (*shape, 3), np.uint8) for _ in range(1 if name == "one" else 6))
+        vector = video_vector(watch(write_film(tmp_path / f"{name}.mp4", noise, 1)))
+        assert np.isfinite(vector).all() and np.linalg.norm(vector) == pytest.approx(1, abs=1e-5), name
+
+
+def test_rows_that_are_all_alike_are_compared_with_few(monkeypatch):
+    "A long film of ever new prose must not take the square of its rows."
+    rng, compared = np.random.default_rng(0), []
+    monkeypatch.setattr(reading, "alike", lambda a, b: compared.append(1))
+    texts = ["a line without digits " + "".join(rng.choice(list("abcdefghij "), 20)) for _ in range(1500)]
+    pages = [reading.Page(float(k), tuple(reading.Line(text, 0.1, n / 60, 0.9, n / 60 + 0.01, 0.9) for n, text in enumerate(texts[60 * k : 60 * k + 60])),
+                          np.zeros((0, 0), np.uint8)) for k in range(25)]  # fmt: skip
+    assert sum(len(text.rows) for text in reading.new_text(pages)) == 1500 and len(compared) <= 1500 * 100
+
+
+@screens
+@pytest.mark.full
+def test_copies_in_the_whole_set():
+    "Every disguise of every recording in which somebody works, and every pair of them but those of one script."
+    films = focus_set.make_set(ROOT / "data" / "focus_set", names=focus_copies.works("held"))
+    told = focus_copies.table("held", [focus_copies.copies_of(film) for film in films], FocusSettings().uniqueness)
+    assert told.filter("copy").select((pl.col("called_copies") == pl.col("pairs")).all()).item(), told
+    assert not told.filter(kind="other work")["called_copies"].sum() and not told.filter(kind="begun by the same script")["called_copies"].sum(), told
 
 
 @screens

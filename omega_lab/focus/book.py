@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ulid import ULID
@@ -157,12 +158,16 @@ class Book:
 
     def film(self, recording: Recording) -> Path:
         "The film of a recording. Raises `FocusError` when it was not recorded to its end, or is gone."
-        path = self.folder / "media" / f"{recording.sha256}.{recording.kind}"
+        path = self._media(recording)
         if not recording.sha256:
             raise FocusError(f"{recording.id} is still being recorded, or broke off: omega-lab focus finish {recording.id}")
         if not path.is_file():
             raise FocusError(f"the film of {recording.id} is gone ({path.name}): it cannot be looked at again")
         return path
+
+    def _media(self, recording: Recording) -> Path:
+        "Where its film lies, if it has one."
+        return self.folder / "media" / f"{recording.sha256}.{recording.kind}"
 
     def _move(self, recording: Recording, state: State, by: str, note: str = "", **changes) -> Recording:
         "A recording in its next state, kept. Raises `FocusError` for a step that the states do not know."
@@ -260,7 +265,7 @@ class Book:
         "The evidence of a recording: as kept, or taken now. Raises `FocusError`, `MediaError`."
         folder = self.path(recording) / "evidence"
         if not anew and (folder / "evidence.json").is_file():
-            return load(folder)
+            return load(folder, self._media(recording))
         film, inputs = self.film(recording), self.path(recording) / "inputs.jsonl"
         shutil.rmtree(folder, ignore_errors=True)
         found = gather(film, settings.focus, reader or RapidReader(), nonce=recording.nonce, inputs=inputs if inputs.is_file() else None,
@@ -298,11 +303,23 @@ class Book:
             shutil.copyfile(path, path.with_name(f"verdict-{number}.json"))
 
     def _indexes(self) -> "Indexes | None":
+        try:
+            return self._opened()
+        except (OSError, ValueError):  # damaged or out of reach: uniqueness has no outcome then, and a person decides
+            return None
+
+    def _opened(self) -> "Indexes":
+        "The indexes, what an earlier version entered by another measure included."
         from omega_lab.focus.unique import Indexes
 
+        indexes = Indexes(self.folder / "index")
+        indexes.carry_over(self._video_of)
+        return indexes
+
+    def _video_of(self, recording: str) -> np.ndarray | None:
         try:
-            return Indexes(self.folder / "index")
-        except (OSError, ValueError):  # damaged or out of reach: uniqueness has no outcome then, and a person decides
+            return load(self.path(recording) / "evidence", self._media(self.read(recording))).video
+        except FocusError:
             return None
 
     def verdict(self, recording: Recording) -> Verdict | None:
@@ -325,11 +342,9 @@ class Book:
 
     def _enter(self, recording: Recording, by: str, settings: Settings, note: str = "") -> Recording:
         "Into the indexes, then SUBMITTED; a copy of what came in meanwhile is rejected."
-        from omega_lab.focus.unique import Indexes
-
-        evidence, verdict = load(self.path(recording) / "evidence"), self.verdict(recording)
+        evidence, verdict = load(self.path(recording) / "evidence", self._media(recording)), self.verdict(recording)
         with self._alone():
-            indexes = Indexes(self.folder / "index")
+            indexes = self._opened()
             unique = check_video(indexes.measure(recording.id, recording.task, evidence.video), settings.focus)
             if not unique.passed and recording.task.type is not TaskType.MARKETPLACE:
                 self._move(recording, "REJECTED", by, f"unique_video: {unique.reason}")

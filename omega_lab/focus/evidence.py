@@ -12,7 +12,7 @@ __all__ = ['ObservationKind', 'MOVING_AREA', 'Observation', 'About', 'Evidence',
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,10 +25,10 @@ from .apps import app_of, find_orders
 from .files import write_bytes, write_json
 from .inputs import KINDS, InputLog, read_inputs
 from .reading import Line, NewText, Page, Reading, ScreenReader, new_text, picture_at, plain, read_recording, rows
-from .screen import ACTIVE, COLUMNS, ROWS, Loop, Track, activity, find_loop, moving, scene_starts, video_vector, watch
+from .screen import ACTIVE, COLUMNS, ROWS, VIDEO_DIM, Loop, Track, activity, find_loop, moving, scene_starts, video_vector, watch
 from .speech import Spoken, Transcriber, speech_spans
 from .task import FocusError
-from ..media import file_sha256
+from ..media import MediaError, file_sha256
 from ..settings import FocusSettings
 
 # %% ../../nbs/13h_focus_evidence.ipynb #2d4b03fd
@@ -72,7 +72,7 @@ class About(BaseModel):
 
 @dataclass(frozen=True)
 class Evidence:
-    "What is known of a recording. `lines` and `signals` are tables, `video` float32[2448], `frames` the seconds of the key frames."
+    "What is known of a recording. `lines` and `signals` are tables, `video` float32[3073], `frames` the seconds of the key frames."
     about: About
     observations: tuple[Observation, ...]
     lines: pl.DataFrame
@@ -297,18 +297,24 @@ def keep(evidence: Evidence, film: str | Path, folder: str | Path) -> Evidence:
     tables = {"observations": pl.DataFrame([vars(o) for o in evidence.observations], schema=_OBSERVATIONS), "lines": evidence.lines,
               "signals": evidence.signals, "video": pl.DataFrame({"value": evidence.video})}
     for name, table in tables.items():
-        out = io.BytesIO()
-        table.write_parquet(out, compression="zstd")
-        write_bytes(folder / f"{name}.parquet", out.getvalue())
+        _write_table(folder / f"{name}.parquet", table)
     write_json(folder / "evidence.json", evidence.about)
     return Evidence(**{**vars(evidence), "folder": folder})
+
+
+def _write_table(path: Path, table: pl.DataFrame) -> None:
+    out = io.BytesIO()
+    table.write_parquet(out, compression="zstd")
+    write_bytes(path, out.getvalue())
 
 
 _OBSERVATIONS = {"kind": pl.String, "start": pl.Float64, "end": pl.Float64, "frame": pl.Float64, "text": pl.String, "value": pl.Float64}
 
 
-def load(folder: str | Path) -> Evidence:
-    "Read kept evidence. Raises `FocusError` when it is not there or not whole."
+def load(folder: str | Path, film: Path | None = None) -> Evidence:
+    """Read kept evidence. What an earlier version measured of the video by another measure is measured anew when the `film` is given, and kept.
+
+    Raises `FocusError` when it is not there or not whole, or the film that is needed cannot be played."""
     folder = Path(folder)
     try:
         about = About.model_validate_json((folder / "evidence.json").read_bytes())
@@ -316,5 +322,15 @@ def load(folder: str | Path) -> Evidence:
     except (OSError, ValidationError, pl.exceptions.PolarsError) as error:
         raise FocusError(f"{folder} holds no whole evidence ({str(error).splitlines()[0]}): gather it anew with omega-lab focus score") from error
     frames = tuple(sorted(float(path.stem) for path in (folder / "frames").glob("*.jpg")))
-    return Evidence(about, tuple(Observation(**row) for row in tables["observations"].iter_rows(named=True)), tables["lines"], tables["signals"],
-                    tables["video"]["value"].to_numpy(), frames, folder)
+    found = Evidence(about, tuple(Observation(**row) for row in tables["observations"].iter_rows(named=True)), tables["lines"], tables["signals"],
+                     tables["video"]["value"].to_numpy(), frames, folder)
+    return found if film is None or len(found.video) == VIDEO_DIM else _measured_anew(found, film)
+
+
+def _measured_anew(found: Evidence, film: Path) -> Evidence:
+    try:
+        video = video_vector(watch(film, found.about.every))
+    except MediaError as error:
+        raise FocusError(f"{found.folder} is from an earlier version, and its film cannot be measured anew: {error}") from error
+    _write_table(found.folder / "video.parquet", pl.DataFrame({"value": video}))
+    return replace(found, video=video)

@@ -6,6 +6,8 @@
 __all__ = ['Indexes']
 
 # %% ../../nbs/13l_focus_unique.ipynb #7399095a
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +17,20 @@ from .screen import VIDEO_DIM
 from .task import Task
 from .verdict import Uniqueness
 from ..novelty import NoveltyIndex
+from ..novelty_rows import RowStore
 
 # %% ../../nbs/13l_focus_unique.ipynb #bce0438b
+_EARLIER = 2448  # numbers of the vector by which earlier versions knew a video, in the folder video/
+
+
 class Indexes:
     "The three indexes below `folder` (None: in memory). Processes take turns; the book sees to that."
 
     def __init__(self, folder: str | Path | None):
         self.folder = Path(folder) if folder else None
         dims = {"task": WIDTH, "description": WIDTH, "video": VIDEO_DIM}
-        self.parts = {name: NoveltyIndex(self.folder / name if self.folder else None, dim) for name, dim in dims.items()}
+        folders = {"video": "film"}
+        self.parts = {name: NoveltyIndex(self.folder / folders.get(name, name) if self.folder else None, dim) for name, dim in dims.items()}
         self._forget_listed()
 
     def measure(self, recording: str, task: Task, video: np.ndarray, description: str = "") -> Uniqueness:
@@ -35,7 +42,7 @@ class Indexes:
 
     def forget(self, recording: str) -> None:
         "Let nothing be held against a recording that its owner took back. One that never entered is forgotten already."
-        for part in self.parts.values():
+        for part in [*self.parts.values(), *self._earlier()]:
             if recording in part:
                 part.remove([recording])
 
@@ -46,6 +53,24 @@ class Indexes:
             for recording in gone.read_text().split():
                 self.forget(recording)
             gone.unlink(missing_ok=True)
+
+    def _earlier(self) -> list[NoveltyIndex]:
+        "The index of videos by the measure of earlier versions, if one is left."
+        old = self.folder / "video" if self.folder else None
+        return [NoveltyIndex(old, _EARLIER)] if old and old.is_dir() else []
+
+    def carry_over(self, video_of: Callable[[str], np.ndarray | None]) -> None:
+        """Enter anew the videos that an earlier version entered by another measure: `video_of` gives a recording's float32[3073], None where it cannot be had.
+
+        The old folder goes once nothing is left in it that is not entered; a kill on the way only means going on."""
+        for _ in self._earlier():
+            rows = RowStore(self.folder / "video", _EARLIER)  # type: ignore[operator]
+            names = [name for n in np.flatnonzero(rows.alive) if (name := rows.name(int(n))) not in self.parts["video"]]
+            found = {name: video for name in names if (video := video_of(name)) is not None}
+            for name, video in found.items():
+                self.parts["video"].add([name], video[None])
+            if len(found) == len(names):
+                shutil.rmtree(self.folder / "video")  # type: ignore[operator]
 
     def add(self, recording: str, task: Task, video: np.ndarray, description: str) -> None:
         "Enter a submitted recording, once; what a kill left half entered is completed."
