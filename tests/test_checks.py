@@ -2,7 +2,6 @@
 import json
 from dataclasses import replace
 from datetime import datetime
-from types import SimpleNamespace
 
 import duckdb
 import numpy as np
@@ -15,13 +14,12 @@ from omega_lab.lab.rescore import rescore, write_rounds
 from omega_lab.novelty import NoveltyIndex, unit
 from omega_lab.protocol import Clip, VideoRequest, WireError, parse
 from omega_lab.samples import fetch_samples
-from omega_lab.scoring.video import PROFILES, ClipEvidence, ClipVerdict, History, LatentThresholds, SpotCheck, Verdict, score_response
+from omega_lab.scoring.video import PROFILES, ClipEvidence, ClipVerdict, History, LatentThresholds, SpotCheck, Verdict, no_answer, score_response
 from omega_lab.settings import ScoringSettings, Settings
-from omega_lab.sources import SourceError
+from omega_lab.sources import SourceError, canonical_id
 from omega_lab.store import MIGRATIONS, ResponseRecord, RoundRecord, Store, stored_responses
 from omega_lab.validation import choose_checks, commitment, draw_secret, response_seed, secret_seed, spot_check
-from omega_lab.validator.ask import Answer
-from omega_lab.validator.round import Heard, KnownFootage, earlier_ranges, mark_entering
+from omega_lab.validator.round import KnownFootage, mark_entering, paid_once
 
 DAY = datetime(2026, 1, 1)
 
@@ -29,10 +27,6 @@ DAY = datetime(2026, 1, 1)
 def clip(video="youtube:aaaaaaaaaaa", start=0, end=30):
     return Clip(video_id=video, description="a cat on a wall", views=1, start_time=start, end_time=end, video_emb=[1.0, 0.0], audio_emb=None,
                 description_emb=[1.0, 0.0])
-
-
-def heard(hotkey, *clips):
-    return Heard(Answer(SimpleNamespace(hotkey=hotkey), "answered", "", b"", 1.0, DAY), "answered", "", clips)
 
 
 # ---- which clips are checked
@@ -91,15 +85,41 @@ def test_nothing_to_fetch_leaves_the_caption_to_look_at():
 
 # ---- whose footage
 
-def test_the_same_seconds_are_paid_to_whoever_was_heard_first(tmp_path):
-    answers = [heard("5First", clip(start=0, end=60), clip("url:https://x.org/a.mp4")), heard("5Second", clip("url:https://www.youtube.com/watch?v=aaaaaaaaaaa",
-               20, 50), clip(start=60, end=90)), heard("5Third", clip("nonsense"), clip(start=70, end=100))]
-    with Store(tmp_path) as store:
-        known = [KnownFootage(store, 0, FootageIndex(), earlier) for earlier in earlier_ranges(answers)]
-        assert known[0].overlap(answers[0].clips[0]) == (0.0, None)
-        assert known[1].overlap(answers[1].clips[0]) == (1.0, "clip 0 of 5First in this round"), "a link is the same video"
-        assert known[1].overlap(answers[1].clips[1])[0] == 0, "the next seconds are new"
-        assert known[2].overlap(answers[2].clips[1]) == (pytest.approx(2 / 3), "clip 1 of 5Second in this round")
+def a_record(hotkey, *ranges, refused=(), outcome="scored"):
+    "An answer as it was judged by itself; `refused`: positions that fell to another rule."
+    evidence = tuple(ClipEvidence(video_id=video, canonical_id=canonical_id(video), valid_id=True, start_time=start, end_time=end, unique_tokens=100,
+                                  text_cosine=0.5, stuffed=i in refused, stuffed_confidence=0.7, really_bad=0, low_quality=0, chunks=1,
+                                  index_novelty=0.9, check=SpotCheck(kind="media", problem="unverified", reason="blocked") if outcome == "unverified" else None)
+                     for i, (video, start, end) in enumerate(ranges))
+    vectors = unit(np.random.default_rng(sum(hotkey.encode())).normal(size=(len(ranges), 3, 32)))
+    record = ResponseRecord(1, hotkey, "answered", "", 0.1, DAY, "", 0, (), evidence, vectors, no_answer(""), (False,) * len(ranges))
+    return judged(record)
+
+
+def judged(record):
+    return replace(record, verdict=score_response(record.vectors[0, 0], record.vectors, record.evidence, 8))
+
+
+SPELT = "url:https://www.youtube.com/watch?v=aaaaaaaaaaa"
+REPORTED = ("youtube:aaaaaaaaaaa", 0, 60)
+
+
+def test_the_same_seconds_are_paid_to_whoever_was_heard_first():
+    first, second, third = paid_once([a_record("5First", REPORTED), a_record("5Second", (SPELT, 20, 50), ("youtube:aaaaaaaaaaa", 60, 90)),
+                                      a_record("5Third", ("youtube:aaaaaaaaaaa", 70, 100))], judged)
+    assert [c.accepted for c in first.verdict.clips] == [True]
+    assert [c.accepted for c in second.verdict.clips] == [False, True], "a link is the same video, the next seconds are new"
+    assert second.verdict.clips[0].reason == "shares 100% of its seconds with clip 0 of 5First in this round"
+    assert third.evidence[0].known_overlap == pytest.approx(2 / 3) and third.evidence[0].known_overlap_id == "clip 1 of 5Second in this round"
+
+
+@pytest.mark.parametrize("vandal", [a_record("5First", REPORTED, outcome="unverified"), a_record("5First", REPORTED, refused=[0]),
+                                    replace(a_record("5First", REPORTED), verdict=Verdict(-5.0, "punished", "forged", (ClipVerdict(False, "forged"),)))])
+def test_what_is_not_paid_takes_nothing_from_others(vandal):
+    "A hotkey worth nothing cannot answer first, with what everybody will send, and leave nothing for them."
+    honest = a_record("5Honest", REPORTED)
+    _, after = paid_once([vandal, honest], judged)
+    assert after is honest and after.verdict.reward > 0.005
 
 
 def test_what_entered_is_known_in_later_rounds_and_not_before(tmp_path):

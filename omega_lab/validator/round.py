@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'Ranges', 'NotAllowed', 'check_encoder', 'Validator', 'check_service', 'open_service', 'open_validator',
-           'KnownFootage', 'Heard', 'hear', 'earlier_ranges', 'judge', 'mark_entering', 'run_async', 'now', 'Draft',
+           'KnownFootage', 'Heard', 'hear', 'judge', 'paid_once', 'mark_entering', 'run_async', 'now', 'Draft',
            'draft_round', 'commit_draft', 'keep_prints', 'run_round', 'run_rounds', 'weights_now', 'WeightsOutcome',
            'keep_weights', 'look_at_sealed', 'look_at_purchases', 'set_weights', 'publish_corpus']
 
@@ -13,7 +13,7 @@ import asyncio
 import logging
 import threading
 from collections import defaultdict, deque
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -38,7 +38,7 @@ from ..footage_index import FootageIndex
 from ..media import MediaError
 from ..novelty import NoveltyIndex, unit
 from ..protocol import Clip, VideoRequest, WireError, parse_response
-from ..scoring.video import PROFILES, History, LatentThresholds, Verdict, no_answer, score_response
+from ..scoring.video import PROFILES, ClipEvidence, History, LatentThresholds, Verdict, no_answer, score_response
 from ..scoring.weights import combine, task_shares
 from ..settings import ScoringSettings, Settings
 from ..sources import canonical_id, fetch_clip
@@ -53,7 +53,6 @@ from omega_lab.validation import (
     own_novelty,
     response_seed,
     secret_seed,
-    valid_id,
 )
 from .ask import Answer, Wires, ask_all, sample, serving_miners
 from .shared import Service, read_purchases, shared_novelty, tell
@@ -168,23 +167,18 @@ def open_validator(settings: Settings, state: str | Path) -> Validator:
                      FootageIndex(state / "frames"), service)
 
 # %% ../../nbs/12b_validator_round.ipynb #84f0c2eb
-Ranges = dict[str, list[tuple[float, float, str]]]  # canonical id -> (start, end, whose)
-
-
 @dataclass(frozen=True)
 class KnownFootage:
-    "Accepted footage as the store knew it when its index had `version` rows, and what came `earlier` in the same round."
+    "Accepted footage as the store knew it when its index had `version` rows."
     store: Store
     version: int
     frames: FootageIndex
-    earlier: Ranges = field(default_factory=dict)
     prints: dict[tuple[str, float, float], Fingerprint] = field(default_factory=dict)  # of what was fetched, by video, start and end
 
     def overlap(self, clip: Clip) -> tuple[float, str | None]:
         "Largest share of a clip's seconds with a known range, and that one's name."
         video = canonical_id(clip.video_id)
-        known = [*self.store.known_ranges([video], self.version).get(video, []), *self.earlier.get(video, [])]
-        return most_shared(clip.start_time, clip.end_time, known)
+        return most_shared(clip.start_time, clip.end_time, self.store.known_ranges([video], self.version).get(video, []))
 
     def copied(self, path: Path, clip: Clip) -> tuple[float, str | None, str]:
         "Share of a clip's frames that are those of a known clip of another video, whose, and how they were compared. Its fingerprint is kept."
@@ -198,7 +192,7 @@ class KnownFootage:
         best = next(((name, found) for name, found in self.frames.query(mine, exclude=own) if found.seconds >= COPY_SECONDS), None)
         return (best[1].score, best[0], f"frames@{mine.method}") if best else (0.0, None, f"frames@{mine.method}")
 
-# %% ../../nbs/12b_validator_round.ipynb #b1c2e617
+# %% ../../nbs/12b_validator_round.ipynb #6d31b132
 @dataclass(frozen=True)
 class Heard:
     "An answer as it was read. One that breaks the wire's rules counts as none, and has no clips."
@@ -206,13 +200,6 @@ class Heard:
     status: str
     detail: str
     clips: tuple[Clip, ...] = ()
-
-    @property
-    def ranges(self) -> Iterator[tuple[str, tuple[float, float, str]]]:
-        "The canonical id and the seconds of each clip that has a valid id."
-        for i, clip in enumerate(self.clips):
-            if valid_id(clip.video_id):
-                yield canonical_id(clip.video_id), (clip.start_time, clip.end_time, f"clip {i} of {self.answer.miner.hotkey} in this round")
 
 
 def hear(v: Validator, request: VideoRequest, answer: Answer) -> Heard:
@@ -224,20 +211,9 @@ def hear(v: Validator, request: VideoRequest, answer: Answer) -> Heard:
     except WireError as error:
         return Heard(answer, "malformed", str(error))
 
-
-def earlier_ranges(heard: Sequence[Heard]) -> list[Ranges]:
-    "For each answer, in order of receipt, the footage that was heard of before it in the round."
-    known: Ranges = {}
-    before = []
-    for answer in heard:
-        before.append({video: list(ranges) for video, ranges in known.items()})
-        for video, span in answer.ranges:
-            known.setdefault(video, []).append(span)
-    return before
-
-# %% ../../nbs/12b_validator_round.ipynb #128b4352
+# %% ../../nbs/12b_validator_round.ipynb #b1c2e617
 def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.ndarray, heard: Heard, round_seed: int, history: History) -> ResponseRecord:
-    "An answer's clips, their evidence and the verdict."
+    "An answer's clips, their evidence and the verdict, as if it were the only one of the round."
     answer, status, detail, clips = heard.answer, heard.status, heard.detail, heard.clips
     seed = response_seed(round_seed, answer.miner.hotkey)
     try:
@@ -246,7 +222,13 @@ def judge(v: Validator, examiner: Examiner, request: VideoRequest, query: np.nda
         log.error("could not examine the answer of %s: %s", answer.miner.hotkey, error, exc_info=not isinstance(error, ServiceError))
         status, detail, clips = "unjudged", f"{type(error).__name__}: {error}", ()
         vectors, evidence = examiner.examine(request.query, (), _fetcher(v, answer.miner), seed, answer.miner.hotkey)
-    scoring = v.settings.scoring
+    return _record(v, examiner, request, query, heard, status, detail, seed, clips, evidence, vectors, history)
+
+
+def _record(v: Validator, examiner: Examiner, request: VideoRequest, query: np.ndarray, heard: Heard, status: str, detail: str, seed: int,
+            clips: tuple[Clip, ...], evidence: tuple[ClipEvidence, ...], vectors: np.ndarray, history: History) -> ResponseRecord:
+    "What is kept of an answer: its evidence, and the verdict that follows under each profile."
+    answer, scoring = heard.answer, v.settings.scoring
     verdicts = {profile: _verdict(scoring.model_copy(update={"profile": profile}), examiner, request, query, vectors, evidence, status, detail, history)
                 for profile in PROFILES}
     return ResponseRecord(answer.miner.uid, answer.miner.hotkey, status, detail, answer.seconds, answer.received_at, answer.body_sha256,
@@ -274,6 +256,27 @@ def _fetcher(v: Validator, miner: Neuron):
                               max_bytes=c.max_fetch_bytes, proxy=s.proxy or None, allow_private=s.allow_private,
                               sign=lambda method, url: sign_request(v.wallet.hotkey, method, url, b"", miner.hotkey))
     return fetch
+
+# %% ../../nbs/12b_validator_round.ipynb #b50e7a67
+Ranges = dict[str, list[tuple[float, float, str]]]  # canonical id -> (start, end, whose)
+
+
+def paid_once(records: Iterable[ResponseRecord], again: Callable[[ResponseRecord], ResponseRecord]) -> Iterator[ResponseRecord]:
+    "The records in order of receipt; seconds for which one before it is paid are known. `again` makes the verdict anew from changed evidence."
+    paid: Ranges = {}
+    for record in records:
+        evidence = tuple(_with_paid(e, paid.get(e.video, [])) for e in record.evidence)
+        if evidence != record.evidence:
+            record = again(replace(record, evidence=evidence))
+        for i, (e, clip) in enumerate(zip(record.evidence, record.verdict.clips)):
+            if clip.accepted:
+                paid.setdefault(e.video, []).append((e.start_time, e.end_time, f"clip {i} of {record.hotkey} in this round"))
+        yield record
+
+
+def _with_paid(e: ClipEvidence, ranges: Sequence[tuple[float, float, str]]) -> ClipEvidence:
+    share, whose = most_shared(e.start_time, e.end_time, list(ranges))
+    return e.model_copy(update={"known_overlap": share, "known_overlap_id": whose}) if share > e.known_overlap else e
 
 # %% ../../nbs/12b_validator_round.ipynb #b2a818c1
 def mark_entering(
@@ -338,12 +341,15 @@ def draft_round(v: Validator, topic: str, metagraph: Metagraph | None = None) ->
     query = unit(v.encoder.encode_text([topic])[0])
     heard = [hear(v, request, answer) for answer in answers]
     prints: dict[tuple[str, float, float], Fingerprint] = {}
-    examiners = [Examiner(v.encoder, v.novelty(version), v.settings, v.captions, KnownFootage(v.store, version, v.frames, earlier, prints))
-                 for earlier in earlier_ranges(heard)]
+    examiner = Examiner(v.encoder, v.novelty(version), v.settings, v.captions, KnownFootage(v.store, version, v.frames, prints))
     histories = v.store.histories([m.hotkey for m in miners], v.settings.checks.record)
     with ThreadPoolExecutor(s.download_slots) as pool:  # answers whose media are fetched wait for each other no longer than needed
-        judged = pool.map(lambda one, by: judge(v, by, request, query, one, seed, histories[one.answer.miner.hotkey]), heard, examiners)
-        return Draft(topic, query, secret, started, metagraph, latent_thresholds(v.encoder), version, tuple(judged), prints)
+        judged = list(pool.map(lambda one: judge(v, examiner, request, query, one, seed, histories[one.answer.miner.hotkey]), heard))
+    by_hotkey = {one.answer.miner.hotkey: one for one in heard}
+
+    def again(r: ResponseRecord) -> ResponseRecord:
+        return _record(v, examiner, request, query, by_hotkey[r.hotkey], r.status, r.detail, r.seed, r.clips, r.evidence, r.vectors, r.history)
+    return Draft(topic, query, secret, started, metagraph, latent_thresholds(v.encoder), version, tuple(paid_once(judged, again)), prints)
 
 # %% ../../nbs/12b_validator_round.ipynb #6eeda50d
 def commit_draft(v: Validator, draft: Draft) -> RoundRecord:
