@@ -125,6 +125,27 @@ def test_forging_pays_under_the_subnets_policy_and_not_under_ours():
     assert report["honest wronged"].max() < 0.02 and (report["detected low"] <= report["detected"]).all()
 
 
+@pytest.mark.parametrize(("cheat", "seen"), [
+    ("nudger", 0.0), ("whitewasher", 0.01), ("sleeper", 0.0), ("opportunist", 0.0)])
+def test_cheats_that_no_check_fails_or_no_punishment_holds_do_not_pay(cheat, seen):
+    """Turned vectors pass every check, a washed name leaves its punishment behind, a counting cheat stays below every bound."""
+    strategies = {"honest": STRATEGIES["honest"], "cheat": STRATEGIES[cheat]}
+    found = {rules: simulate({"honest": 14, "cheat": 6}, settings, 150, 2, strategies, sample=8) for rules, settings in policies().items()}
+    assert advantage(found["lab"], "cheat")[0] < -0.03
+    assert found["lab"].rate("cheat", "punished") >= seen
+    if cheat in ("nudger", "opportunist"):
+        assert advantage(found["protocol"], "cheat")[1] > 0.2
+
+
+def test_a_whitewasher_pays_for_its_new_name_and_begins_anew():
+    strategies = {"honest": STRATEGIES["honest"], "cheat": STRATEGIES["whitewasher"]}
+    dear, cheap = (simulate({"honest": 6, "cheat": 2}, Settings(), 30, 0, strategies, sample=8, costs=Costs(registration=price)) for price in (5.0, 0.0))
+    assert np.array_equal(dear.income, cheap.income), "the price changes what it keeps, not what happens"
+    caught = dear.punished[dear.of("cheat")].sum()
+    assert caught and (dear.cost - cheap.cost).sum() == pytest.approx(5.0 * caught)
+    assert (dear.income[:, dear.of("cheat")] >= 0).all()
+
+
 def test_a_copy_of_weights_ages():
     sealed = [copier_advantage(Settings(), n, epochs=22, validators=3)[0] for n in (0, 6)]
     assert sealed[0] > sealed[1]

@@ -281,7 +281,7 @@ def turned(vectors: np.ndarray, goals: np.ndarray, degrees: float) -> np.ndarray
 class Nudger:
     "True clips whose vectors are turned by less than what a check forgives."
     bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"degrees": (0.5, 18), "clips": (1, 8), "to_topic": (0, 1)}
-    degrees: float = 17.5
+    degrees: float = 16
     clips: float = 8
     to_topic: float = 0.7  # where video and sound are turned to: topic (1) or own caption (0)
 

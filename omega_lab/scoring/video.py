@@ -258,11 +258,11 @@ def too_often(history: History, s: ScoringSettings) -> str:
     return f"not verifiable too often: {history.unverified} of {history.looked_at} clips, usual are {usual:.0%}"
 
 # %% ../../nbs/06a_scoring_video.ipynb #1e5839b3
-GRANTED = 40  # fetches at the usual rate that are added to every record
+GRANTED = 20  # fetches at the usual rate that are added to every record
 
 
 def unverifiable(history: History) -> float:
-    "Share of a miner's clips, beyond what is usual, that cannot be fetched: (unverified − usual · looked_at) / (looked_at + 40), never below 0."
+    "Share of a miner's clips, beyond what is usual, that cannot be fetched: (unverified − usual · looked_at) / (looked_at + 20), never below 0."
     return max(0.0, (history.unverified - history.usual * history.looked_at) / (history.looked_at + GRANTED))
 
 # %% ../../nbs/06a_scoring_video.ipynb #412e489d
