@@ -65,7 +65,9 @@ def test_other_rules_change_who_earns(state):
     with Store(state) as store:
         blind = rescore(store, thresholds=LatentThresholds(same_embedding=-1.0))
         forger = blind.board.filter(pl.col("hotkey").str.contains("Forger"))
-        assert (forger["weight"] == 0).all() and forger["new_weight"].max() > 0.1
+        assert (forger["weight"] == 0).all() and forger["new_weight"].max() < 0.05, "what a fetched clip claims too much is taken off nevertheless"
+        paid = rescore(store, {"profile": "sn24"}, LatentThresholds(same_embedding=-1.0)).board.filter(pl.col("hotkey").str.contains("Forger"))
+        assert paid["new_weight"].max() > 0.1
         assert rescore(store, {"minimum": 0.006}).board["new_average"].min() < 0
         with pytest.raises(StoreError, match="no response of nobody"):
             rescore_response(store, 1, "nobody")

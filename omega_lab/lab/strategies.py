@@ -297,7 +297,7 @@ class Nudger:
 @dataclass(frozen=True)
 class Sleeper:
     "Honest until its record is long and clean, then a forger in some of its answers."
-    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"asleep": (5, 60), "forged": (1, 8), "closeness": (0.3, 0.95), "share": (0.1, 1)}
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"asleep": (5, 30), "forged": (1, 8), "closeness": (0.3, 0.95), "share": (0.25, 1)}
     asleep: float = 20  # answers
     forged: float = 8
     closeness: float = 0.8
@@ -326,7 +326,7 @@ class Opportunist:
 @dataclass(frozen=True)
 class Whitewasher(Sleeper):
     "A forger, at once or later, that comes back under a new hotkey when it is caught."
-    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"asleep": (0, 40), "forged": (1, 8), "closeness": (0.3, 0.95), "share": (0.1, 1)}
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"asleep": (0, 30), "forged": (1, 8), "closeness": (0.3, 0.95), "share": (0.25, 1)}
     returns: ClassVar[bool] = True
     asleep: float = 0
 
