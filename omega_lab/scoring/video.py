@@ -473,7 +473,7 @@ def _taken_off(table, alive, clips, num_videos, s, faults) -> tuple[float, str]:
     "(reward taken off, why) for claims beyond what the media hold."
     taken = {i: overclaimed(clips[i], contribution(n["description_relevance"], n["query_relevance"], num_videos, s), num_videos, s, faults)
              for i in alive if clips[i].check for n in [table.numbers[i]]}
-    total, most = math.fsum(taken.values()), max(taken, key=taken.get, default=None)
+    total, most = math.fsum(taken.values()), max(taken, key=lambda i: taken[i], default=None)
     return total, f"{total:.3f} taken off: the vectors of clip {most} claim more than its media hold" if total >= 0.001 else ""
 
 # %% ../../nbs/06a_scoring_video.ipynb #89f11c55
