@@ -118,12 +118,12 @@ def check_media(clip: Clip, encoder: Encoder, fetch: Fetch) -> Look:
         fresh = encoder.encode_clip(path, clip.start_time, clip.end_time)
     except MediaError as error:  # bytes under their own hash are the miner's; a broken download may be ours
         return Look(SpotCheck(kind="media", problem="fake" if source == "sha256" else "unverified", reason=str(error), source=source))
-    sent, caption = clip.vectors(), unit(encoder.encode_text([clip.description])[0])
-    silent = np.zeros_like(caption)
-    return Look(SpotCheck(kind="media", description_cosine=_cosine(sent[2], caption), source=source,
+    sent, words = clip.vectors(), unit(encoder.encode_text([clip.description])[0])
+    silent = np.zeros_like(words)
+    return Look(SpotCheck(kind="media", description_cosine=_cosine(sent[2], words), source=source,
                           video_cosine=_cosine(sent[0], fresh.video), audio_cosine=_cosine(sent[1], fresh.audio),
                           media_sha256=file_sha256(path)), path,
-                np.stack([unit(fresh.video), silent if fresh.audio is None else unit(fresh.audio), caption]))
+                np.stack([unit(fresh.video), silent if fresh.audio is None else unit(fresh.audio), words]))
 
 # %% ../nbs/07_validation.ipynb #20eb1954
 def spot_check(
