@@ -12,7 +12,7 @@ import hashlib
 import random
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -27,7 +27,7 @@ from .media import MediaError, file_sha256, probe
 from .novelty import Neighbours, NoveltyIndex, unit
 from .protocol import Clip, stack_vectors
 from .scoring.policy import checks_wanted
-from .scoring.video import ClipEvidence, History, LatentThresholds, SpotCheck, shared_seconds
+from .scoring.video import ClipEvidence, History, LatentThresholds, SpotCheck, all_cosines, shared_seconds
 from .settings import Settings
 from .sources import SourceError, canonical_id, parse_clip_id
 
@@ -91,6 +91,15 @@ class Look:
     "What looking at one clip gave: the evidence, and the media where they could be fetched and read."
     check: SpotCheck
     path: Path | None = None
+    fresh: np.ndarray | None = None  # float32[3, dim], unit: the vectors computed anew
+
+    def against(self, query: np.ndarray, drawn: float) -> "Look":
+        "With what the fresh vectors are worth for a topic float32[dim], and the chance with which the clip was drawn."
+        if self.fresh is None:
+            return self
+        found = all_cosines(self.fresh[None], query)
+        recomputed = (*found.description[0].tolist(), *found.query[0].tolist())
+        return replace(self, check=self.check.model_copy(update={"recomputed": recomputed, "drawn": min(1.0, drawn)}))
 
 
 def check_media(clip: Clip, encoder: Encoder, fetch: Fetch) -> Look:
@@ -109,10 +118,12 @@ def check_media(clip: Clip, encoder: Encoder, fetch: Fetch) -> Look:
         fresh = encoder.encode_clip(path, clip.start_time, clip.end_time)
     except MediaError as error:  # bytes under their own hash are the miner's; a broken download may be ours
         return Look(SpotCheck(kind="media", problem="fake" if source == "sha256" else "unverified", reason=str(error), source=source))
-    sent = clip.vectors()
-    return Look(SpotCheck(kind="media", description_cosine=check_description(clip, encoder).description_cosine, source=source,
+    sent, words = clip.vectors(), unit(encoder.encode_text([clip.description])[0])
+    silent = np.zeros_like(words)
+    return Look(SpotCheck(kind="media", description_cosine=_cosine(sent[2], words), source=source,
                           video_cosine=_cosine(sent[0], fresh.video), audio_cosine=_cosine(sent[1], fresh.audio),
-                          media_sha256=file_sha256(path)), path)
+                          media_sha256=file_sha256(path)), path,
+                np.stack([unit(fresh.video), silent if fresh.audio is None else unit(fresh.audio), words]))
 
 # %% ../nbs/07_validation.ipynb #20eb1954
 def spot_check(
@@ -198,7 +209,7 @@ class Examiner:
         if not clips:
             return np.zeros((0, 3, self.encoder.dim), np.float32), ()
         vectors = unit(stack_vectors(list(clips), self.encoder.dim))
-        looks = self._looks(clips, fetch, seed, history)
+        looks = self._looks(query, clips, fetch, seed, history)
         near = self.novelty(vectors[:, 0], clips, hotkey)
         words = [c.description for c in clips]
         similar = text_similarity(words, query)
@@ -210,13 +221,17 @@ class Examiner:
             for i, c in enumerate(clips))
         return vectors, evidence
 
-    def _looks(self, clips: Sequence[Clip], fetch: Fetch, seed: int, history: History) -> dict[int, Look]:
+    def _looks(self, query: str, clips: Sequence[Clip], fetch: Fetch, seed: int, history: History) -> dict[int, Look]:
         if not all(valid_id(c.video_id) for c in clips):  # punished already, nothing to fetch
             return {}
         s, checks = self.settings.scoring, self.settings.checks
         usable = [i for i, c in enumerate(clips) if s.min_length <= c.end_time - c.start_time <= s.max_length]
         wanted = checks_wanted(len(usable), history, checks, s, self.settings.validator)
-        return spot_check(clips, usable, self.encoder, fetch, wanted, seed, another=checks.policy == "protocol")
+        looks = spot_check(clips, usable, self.encoder, fetch, wanted, seed, another=checks.policy == "protocol")
+        if all(look.fresh is None for look in looks.values()):
+            return looks
+        topic = self.encoder.encode_text([query])[0]
+        return {i: look.against(topic, wanted / len(usable)) for i, look in looks.items()}
 
     def _footage(self, clip: Clip, look: Look | None) -> dict:
         "Whose footage a clip is: by its seconds, and by its frames where they were fetched."

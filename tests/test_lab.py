@@ -65,7 +65,9 @@ def test_other_rules_change_who_earns(state):
     with Store(state) as store:
         blind = rescore(store, thresholds=LatentThresholds(same_embedding=-1.0))
         forger = blind.board.filter(pl.col("hotkey").str.contains("Forger"))
-        assert (forger["weight"] == 0).all() and forger["new_weight"].max() > 0.1
+        assert (forger["weight"] == 0).all() and forger["new_weight"].max() < 0.05, "what a fetched clip claims too much is taken off nevertheless"
+        paid = rescore(store, {"profile": "sn24"}, LatentThresholds(same_embedding=-1.0)).board.filter(pl.col("hotkey").str.contains("Forger"))
+        assert paid["new_weight"].max() > 0.1
         assert rescore(store, {"minimum": 0.006}).board["new_average"].min() < 0
         with pytest.raises(StoreError, match="no response of nobody"):
             rescore_response(store, 1, "nobody")
@@ -123,6 +125,27 @@ def test_forging_pays_under_the_subnets_policy_and_not_under_ours():
     for name in ("forger", "caption forger"):
         assert rows[name, "protocol"]["low"] > 0 > rows[name, "lab"]["high"]
     assert report["honest wronged"].max() < 0.02 and (report["detected low"] <= report["detected"]).all()
+
+
+@pytest.mark.parametrize(("cheat", "seen"), [
+    ("nudger", 0.0), ("whitewasher", 0.01), ("sleeper", 0.0), ("opportunist", 0.0)])
+def test_cheats_that_no_check_fails_or_no_punishment_holds_do_not_pay(cheat, seen):
+    """Turned vectors pass every check, a washed name leaves its punishment behind, a counting cheat stays below every bound."""
+    strategies = {"honest": STRATEGIES["honest"], "cheat": STRATEGIES[cheat]}
+    found = {rules: simulate({"honest": 14, "cheat": 6}, settings, 150, 2, strategies, sample=8) for rules, settings in policies().items()}
+    assert advantage(found["lab"], "cheat")[0] < -0.03
+    assert found["lab"].rate("cheat", "punished") >= seen
+    if cheat in ("nudger", "opportunist"):
+        assert advantage(found["protocol"], "cheat")[1] > 0.2
+
+
+def test_a_whitewasher_pays_for_its_new_name_and_begins_anew():
+    strategies = {"honest": STRATEGIES["honest"], "cheat": STRATEGIES["whitewasher"]}
+    dear, cheap = (simulate({"honest": 6, "cheat": 2}, Settings(), 30, 0, strategies, sample=8, costs=Costs(registration=price)) for price in (5.0, 0.0))
+    assert np.array_equal(dear.income, cheap.income), "the price changes what it keeps, not what happens"
+    caught = dear.punished[dear.of("cheat")].sum()
+    assert caught and (dear.cost - cheap.cost).sum() == pytest.approx(5.0 * caught)
+    assert (dear.income[:, dear.of("cheat")] >= 0).all()
 
 
 def test_a_copy_of_weights_ages():

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omega_lab.novelty import unit
-from omega_lab.scoring.policy import caught, ceiling, checks_wanted, forging_value, least_checks, loss
+from omega_lab.scoring.policy import caught, ceiling, checks_wanted, forging_value, least_checks, leaving, loss
 from omega_lab.scoring.video import (
+    GRANTED,
+    OVERCLAIM,
     PROFILES,
     ClipEvidence,
     History,
@@ -16,9 +18,11 @@ from omega_lab.scoring.video import (
     SpotCheck,
     all_cosines,
     chance_of,
+    media_cosines,
     overlapping,
     score_response,
     shared_seconds,
+    unverifiable,
 )
 from omega_lab.settings import ScoringSettings, Settings
 
@@ -139,6 +143,86 @@ def test_what_is_left_of_a_response_shares_no_footage(spans, limit):
         assert all(c.video_id != d.video_id or shared_seconds((c.start_time, c.end_time), (d.start_time, d.end_time)) <= limit for d in left[k + 1:])
 
 
+# ---- what is taken off
+
+def looked_at(evidence, fresh, query, drawn):
+    """The same evidence after a fetch that gave the vectors `fresh` float32[3, dim]."""
+    recomputed = (*media_cosines(fresh[None])[0].tolist(), *media_cosines(fresh[None], query)[0].tolist())
+    return evidence.model_copy(update={"check": SpotCheck(kind="media", description_cosine=1.0, video_cosine=1.0, audio_cosine=1.0,
+                                                          recomputed=recomputed, drawn=drawn)})
+
+
+@PLAIN
+@given(answers(good=True, least=1), st.integers(0, 10**6), st.floats(0, 0.33), st.floats(0.01, 1))
+def test_turning_vectors_towards_the_topic_loses_what_it_brings(answer, seed, turn, drawn):
+    """Drawn with that chance, a clip that claims too much loses on average twice its gain; one that does not loses nothing."""
+    query, vectors, evidence = answer
+    evidence = tuple(e.model_copy(update={"text_cosine": 1.0}) for e in evidence)  # rewards above the least
+    true = unit(vectors + 0.3 * query)
+    sent = true.copy()
+    sent[0, :2] = unit(true[0, :2] + turn * query)
+    honest = score_response(query, true, evidence, 8).reward
+    unseen = score_response(query, sent, evidence, 8).reward
+    seen = score_response(query, sent, (looked_at(evidence[0], true[0], query, drawn), *evidence[1:]), 8)
+    gain = unseen - honest
+    assert unseen - seen.reward == pytest.approx(min(OVERCLAIM * max(0, gain) / drawn, unseen - S.punishment), abs=1e-5 / drawn)
+    assert drawn * seen.reward + (1 - drawn) * unseen <= honest + 1e-5 or seen.reward == S.punishment
+    assert bool(seen.reason) == (unseen - seen.reward >= 0.001)
+
+
+@PLAIN
+@given(answers(good=True, least=2), st.integers(0, 10**6))
+def test_a_refused_clips_media_take_nothing_off(answer, seed):
+    query, vectors, evidence = answer
+    refused = evidence[0].model_copy(update={"known_overlap": 0.9})
+    base = score_response(query, vectors, (refused, *evidence[1:]), 8)
+    seen = score_response(query, vectors, (looked_at(refused, vectors_of(seed, 1)[0], query, 0.1), *evidence[1:]), 8)
+    assert seen.reward == base.reward and seen.clips == base.clips
+
+
+@PLAIN
+@given(answers(good=True, least=1), st.integers(0, 200), st.integers(0, 200), st.floats(0, 0.2))
+def test_bad_luck_beyond_the_usual_is_never_worth_more(answer, looked, failed, usual):
+    query, vectors, evidence = answer
+    failed = min(failed, looked)
+    worse, better = (History(looked_at=looked, unverified=n, usual=usual) for n in (failed, max(0, failed - 1)))
+    assert unverifiable(worse) >= unverifiable(better) >= 0 == unverifiable(History(looked_at=looked, unverified=int(usual * looked), usual=usual))
+    assert unverifiable(worse) <= failed / (looked + GRANTED)
+    rewards = [score_response(query, vectors, evidence, 8, history=h).reward for h in (History(), better, worse)]
+    assert rewards[0] >= rewards[1] >= rewards[2] >= S.minimum
+    as_today = [score_response(query, vectors, evidence, 8, ScoringSettings(profile="sn24"), history=h).reward for h in (History(), worse)]
+    assert as_today[0] == as_today[1]
+
+
+@PLAIN
+@given(answers(good=True, least=1), st.integers(0, 7), st.integers(0, 2), st.sampled_from([math.nan, math.inf, -math.inf]), st.booleans())
+def test_what_is_no_number_is_refused_by_name(answer, clip, part, bad, in_query):
+    query, vectors, evidence = (answer[0].copy(), answer[1].copy(), answer[2])
+    clip %= len(evidence)
+    (query if in_query else vectors[clip, part])[3] = bad
+    with pytest.raises(ValueError, match="the query" if in_query else f"clip {clip} hold"):
+        score_response(query, vectors, evidence, 8)
+
+
+@PLAIN
+@given(answers(good=True, least=1), st.sampled_from([1e-30, 1e-3, 7.0, 1e30]), st.sampled_from([np.float32, np.float64]))
+def test_the_length_of_vectors_does_not_matter(answer, length, kind):
+    query, vectors, evidence = answer
+    scaled = score_response((query * np.float32(length)).astype(kind), (vectors * np.float32(length)).astype(kind), evidence, 8)
+    assert scaled.reward == pytest.approx(score_response(query, vectors, evidence, 8).reward, abs=1e-6)
+
+
+@pytest.mark.parametrize(("cut", "said"), [
+    (lambda q, v: (q, v[:2]), "3 clips"), (lambda q, v: (q[:32], v), "of 32 numbers"), (lambda q, v: (q, v[:, :2]), "shape")])
+def test_parts_that_do_not_belong_together_are_refused(cut, said):
+    clip = ClipEvidence(video_id="", valid_id=True, start_time=0, end_time=9, unique_tokens=1, text_cosine=0, stuffed=False, stuffed_confidence=1,
+                        really_bad=0, low_quality=0, chunks=1, index_novelty=1)
+    with pytest.raises(ValueError, match=said):
+        score_response(*cut(vectors_of(1, 1)[0, 0], vectors_of(2, 3)), (clip,) * 3, 8)
+    with pytest.raises(ValueError, match="num_videos is 0"):
+        score_response(vectors_of(1, 1)[0, 0], vectors_of(2, 3), (clip,) * 3, 0)
+
+
 # ---- the policy
 
 @PLAIN
@@ -165,6 +249,19 @@ def test_the_least_number_of_checks_makes_forging_a_loss_and_one_less_does_not(n
 def test_a_punishment_costs_something_and_never_more_than_without_the_floor(average, honest, punishment, alpha):
     cost = loss(average, honest, punishment, alpha)
     assert -1e-9 <= cost <= (honest - punishment) + 1e-6
+
+
+@PLAIN
+@given(st.floats(0, 2), st.floats(0.01, 2), st.floats(0.05, 1), st.floats(0, 0.5))
+def test_leaving_costs_the_standing_and_nothing_else(average, honest, alpha, more):
+    lost, path, fresh = 0.0, average, 0.0
+    for _ in range(600):
+        path, fresh = alpha * honest + (1 - alpha) * path, alpha * honest + (1 - alpha) * fresh
+        lost += path - fresh
+    cost = leaving(average, honest, alpha)
+    newcomer = honest  # it is not asked again in the round of its punishment
+    assert cost == pytest.approx(lost + newcomer, rel=1e-6) or alpha < 0.06
+    assert leaving(average + more, honest, alpha) >= cost and leaving(-honest * 10 / (1 - alpha) if alpha < 1 else -1.0, honest, alpha) >= 0
 
 
 @PLAIN

@@ -87,5 +87,5 @@ SMOOTH = 0.6  # length of the step, in differences of two clips
 def draw(pool: Pool, topic: int, n: int, rng: np.random.Generator) -> np.ndarray:
     "float32[n, 3, dim]: `n` clips of a topic that nobody has seen, unit vectors."
     own = np.flatnonzero(pool.topic == topic)
-    base, a, b = rng.choice(own, n), rng.integers(len(pool.rows), size=n), rng.integers(len(pool.rows), size=n)
-    return unit(pool.rows[base] + SMOOTH * (pool.rows[a] - pool.rows[b]))
+    base, (a, b) = own[rng.integers(len(own), size=n)], rng.integers(len(pool.rows), size=(2, n))
+    return unit(pool.rows[base] + np.float32(SMOOTH) * (pool.rows[a] - pool.rows[b]))

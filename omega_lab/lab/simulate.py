@@ -15,6 +15,7 @@ from scipy import stats
 
 from .population import Pool, synthetic_pool
 from .strategies import STRATEGIES, Ask, Costs, Offers, Published, Strategy
+from ..novelty import unit
 from ..scoring.policy import checks_wanted
 from omega_lab.scoring.video import (
     ClipEvidence,
@@ -42,6 +43,7 @@ class Rates:
     copy_seen: float = 0.977  # frames under another id, changed in two ways, are recognised: 170 of 174
     copy_false: float = 0.0  # other frames are taken for known ones: 0 of 1406
     gone: float = 0.0005  # a clip was taken away between the answer and the fetch: an assumption
+    again: float = 0.995  # cosine of an honest vector with the one computed anew from another encoding of the clip
 
 # %% ../../nbs/15c_lab_simulate.ipynb #2fb99d33
 @dataclass
@@ -49,10 +51,26 @@ class _Standing:
     "What a validator knows of one miner."
     average: float = 0.0
     record: deque = field(default_factory=deque)  # (punished, looked at, unverified) of each answer
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(3, int))  # of the record
+
+    def note(self, *answer: int) -> None:
+        "One more answer; the oldest is forgotten when the record is full."
+        self.sums += answer
+        if len(self.record) == self.record.maxlen:
+            self.sums -= self.record[0]
+        self.record.append(answer)
 
 
 _BLANK = ClipEvidence(video_id="", valid_id=True, start_time=0, end_time=0, unique_tokens=0, text_cosine=0.0, stuffed=False, stuffed_confidence=0.9,
-                      really_bad=0, low_quality=0, chunks=2, index_novelty=1.0, nearest_id="before")  # copying it is ten times as fast as making one
+                      really_bad=0, low_quality=0, chunks=2, index_novelty=1.0, nearest_id="before").__dict__
+
+
+def _clip(**known) -> ClipEvidence:
+    "Evidence of a clip of which the rest is as it should be. Nothing is validated: that takes ten times as long as all the rest."
+    clip = ClipEvidence.__new__(ClipEvidence)
+    object.__setattr__(clip, "__dict__", _BLANK | known)
+    object.__setattr__(clip, "__pydantic_fields_set__", set(_BLANK))
+    return clip
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,7 @@ class Judged:
     evidence: tuple[ClipEvidence, ...]
     history: History
     verdict: Verdict
+    fee: float = 0.0  # for coming back under a new hotkey afterwards
 
 
 class Field:
@@ -84,7 +103,7 @@ class Field:
         index = np.concatenate(self.index[topic]) if topic in self.index else np.zeros((0, len(ask.query)), np.float32)
         played = []
         for miner in self.rng.permutation(len(self.names))[:sample]:
-            ask.miner = int(miner)
+            ask.miner, ask.history = int(miner), self.history(int(miner))
             played.append(self._judge(int(miner), self.strategies[self.names[miner]].answer(ask), ask, index, known))
         for judged in played:
             self._enter(topic, judged)
@@ -97,9 +116,8 @@ class Field:
 
     def _look_around(self) -> None:
         "What is usual among the miners, as the store would say."
-        records = [(sum(r[1] for r in s.record), sum(r[2] for r in s.record)) for s in self.standing] if self.rounds % 5 == 0 else None
-        if records is not None:
-            shares = [unverified / looked for looked, unverified in records if looked >= 10]
+        if self.rounds % 5 == 0:
+            shares = [s.sums[2] / s.sums[1] for s in self.standing if s.sums[1] >= 10]
             self.usual = float(np.quantile(shares, 0.25, method="lower")) if shares else 0.0
         positive = [s.average for s in self.standing if s.average > 0]
         self.typical = round(float(np.median(positive)), 2) if positive else 0.0
@@ -107,24 +125,32 @@ class Field:
     def history(self, miner: int) -> History:
         "A miner's record as the rules want it."
         s = self.standing[miner]
-        punished, looked, unverified = (sum(column) for column in zip(*s.record)) if s.record else (0, 0, 0)
+        punished, looked, unverified = s.sums.tolist()
         return History.model_construct(answers=len(s.record), punished=punished, looked_at=looked, unverified=unverified, usual=round(self.usual, 3),
                                        average=round(s.average, 2), typical=self.typical)
 
     def _judge(self, miner: int, offers: Offers | None, ask: Ask, index: np.ndarray, known: dict) -> Judged:
-        s, standing, history = self.settings, self.standing[miner], self.history(miner)
+        s, standing, history = self.settings, self.standing[miner], ask.history
         evidence: tuple[ClipEvidence, ...] = ()
         if offers is None or not len(offers):
             verdict = no_answer("no answer", s.scoring)
         else:
-            evidence = self._evidence(offers, ask, self._look(miner, offers, history), index, known)
+            evidence = self._evidence(offers, ask, self._look(miner, offers, history, ask.query), index, known)
             verdict = score_response(ask.query, offers.sent, evidence, ask.number, s.scoring, self.thresholds, history=history)
             media = [c.check for c in evidence if c.check is not None and c.check.kind == "media"]
-            standing.record.append((verdict.outcome == "punished", len(media), sum(c.problem == "unverified" for c in media)))
+            standing.note(verdict.outcome == "punished", len(media), sum(c.problem == "unverified" for c in media))
         standing.average = update_average(standing.average, verdict.reward, s.validator.average_alpha)
-        return Judged(miner, offers, evidence, history, verdict)
+        return Judged(miner, offers, evidence, history, verdict, self._return(miner, verdict))
 
-    def _look(self, miner: int, offers: Offers, history: History) -> dict[int, SpotCheck]:
+    def _return(self, miner: int, verdict: Verdict) -> float:
+        "What it costs a miner that comes back under a new name, if it is of that kind and the old one is spoilt."
+        name = self.names[miner]
+        if not getattr(self.strategies[name], "returns", False) or not (verdict.outcome == "punished" or "verifiable" in verdict.reason):
+            return 0.0
+        self.replace(miner, name)
+        return self.costs.registration
+
+    def _look(self, miner: int, offers: Offers, history: History, query: np.ndarray) -> dict[int, SpotCheck]:
         "The spot checks of an answer, chosen as a validator chooses."
         s = self.settings
         wanted = checks_wanted(len(offers), history, s.checks, s.scoring, s.validator)
@@ -132,22 +158,26 @@ class Field:
         if media == 0:
             return {order[0]: SpotCheck.model_construct(kind="description", description_cosine=self._cosine(offers, order[0], 2))}
         if s.checks.policy != "protocol":
-            return {i: self._fetch(offers, i) for i in order[:media]}
+            return {i: self._fetch(offers, i, query, wanted) for i in order[:media]}
         for i in order:
-            if (found := self._fetch(offers, i)).problem != "unverified":
+            if (found := self._fetch(offers, i, query, wanted)).problem != "unverified":
                 break
         return {i: found}
 
     def _cosine(self, offers: Offers, i: int, part: int) -> float:
         return float(offers.sent[i, part] @ offers.true[i, part])
 
-    def _fetch(self, offers: Offers, i: int) -> SpotCheck:
+    def _fetch(self, offers: Offers, i: int, query: np.ndarray, wanted: float) -> SpotCheck:
         if self.rng.random() >= offers.fetchable[i]:
             return SpotCheck.model_construct(kind="media", problem="unverified", reason="blocked", description_cosine=self._cosine(offers, i, 2))
         if not offers.exists[i] or self.rng.random() < self.rates.gone:
             return SpotCheck.model_construct(kind="media", problem="fake", reason="gone")
-        video, audio, description = (self._cosine(offers, i, part) for part in range(3))
-        return SpotCheck.model_construct(kind="media", description_cosine=description, video_cosine=video, audio_cosine=audio)
+        off = self.rng.normal(size=(2, len(query))) * np.sqrt((1 / self.rates.again**2 - 1) / len(query))
+        fresh = np.concatenate([unit(offers.true[i, :2] + off), offers.true[i, 2:]])
+        video, audio, description = np.vecdot(offers.sent[i], fresh).tolist()
+        recomputed = (*(fresh[:2] @ fresh[2]).tolist(), *(fresh[:2] @ query).tolist())
+        return SpotCheck.model_construct(kind="media", description_cosine=description, video_cosine=video, audio_cosine=audio, recomputed=recomputed,
+                                         drawn=min(1.0, wanted / len(offers)))
 
     def _evidence(self, offers: Offers, ask: Ask, looks: Mapping[int, SpotCheck], index: np.ndarray, known: dict) -> tuple[ClipEvidence, ...]:
         n, r = len(offers), self.rates
@@ -166,10 +196,10 @@ class Field:
                 copied = float(coins[i, 1] < (r.copy_seen if offers.original[i] else r.copy_false))
             known.setdefault(video, [])
             known[video] = [*known[video], span]  # who comes later in this round is compared with it
-            seen.append(_BLANK.model_copy(update={
-                "video_id": video, "start_time": span[0], "end_time": span[1], "unique_tokens": int(offers.tokens[i]), "text_cosine": float(offers.text[i]),
-                "stuffed": bool(punishable[i]), "really_bad": int(bad[i]), "index_novelty": float(novelty[i]), "check": check,
-                "supported_tokens": int(supported[i]), "canonical_id": video, "known_overlap": overlap, "copied": copied, "copy_of": offers.original[i]}))
+            seen.append(_clip(
+                video_id=video, start_time=span[0], end_time=span[1], unique_tokens=int(offers.tokens[i]), text_cosine=float(offers.text[i]),
+                stuffed=bool(punishable[i]), really_bad=int(bad[i]), index_novelty=float(novelty[i]), check=check, supported_tokens=int(supported[i]),
+                canonical_id=video, known_overlap=overlap, copied=copied, copy_of=offers.original[i]))
         return tuple(seen)
 
     def _enter(self, topic: int, judged: Judged) -> None:
@@ -243,7 +273,7 @@ def simulate(
     counts = {what: np.zeros(len(names), int) for what in ("answers", "punished", "disbelieved", "unverified")}
     for n in range(rounds):
         for judged in subnet.play(min(sample, len(names)))[1]:
-            cost[n, judged.miner] = (judged.offers.cost if judged.offers else 0.0) * len(names) / min(sample, len(names))
+            cost[n, judged.miner] = ((judged.offers.cost if judged.offers else 0.0) + judged.fee) * len(names) / min(sample, len(names))
             _count(counts, judged.miner, judged.verdict)
         income[n] = subnet.income()
     return Played(tuple(names), income, cost, **counts)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STRATEGIES', 'Costs', 'Offers', 'Ask', 'Published', 'Strategy', 'expected', 'honest_clips', 'Honest', 'Lazy',
            'Abstainer', 'Stuffer', 'repeated', 'Duplicator', 'cut_anew', 'Recutter', 'wishful', 'Forger', 'with_wishes',
-           'CaptionForger', 'Poisoner', 'Colluder']
+           'CaptionForger', 'turned', 'Nudger', 'Sleeper', 'Opportunist', 'Whitewasher', 'Poisoner', 'Colluder']
 
 # %% ../../nbs/15b_lab_strategies.ipynb #b80230a6
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ import numpy as np
 
 from .population import Pool, draw
 from ..novelty import unit
+from ..scoring.video import History, chance_of
 
 # %% ../../nbs/15b_lab_strategies.ipynb #2ae00811
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Costs:
     clip: float = 0.01  # finding, downloading, embedding one clip
     upload: float = 0.02  # bringing someone else's clip under an id of its own
     words: float = 0.001  # a caption longer than the clip deserves
+    registration: float = 1.0  # coming back under a new hotkey
 
 # %% ../../nbs/15b_lab_strategies.ipynb #3cb76c6c
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Ask:
     popular: float = 0.04  # share of clips that others find as well
     together: dict = field(default_factory=dict)  # what colluding miners tell each other in this round
     miner: int = 0
+    history: History = History()  # the miner's record, as the validator keeps it: rules and verdicts are open to all
 
     @property
     def query(self) -> np.ndarray:
@@ -79,7 +82,10 @@ class Published:
         return tuple(f"youtube:{k:011d}" for k in range(self.made - n, self.made))
 
 class Strategy(Protocol):
-    "How a miner answers. `bounds`: what a cheat may tune, (least, most) of each parameter."
+    """How a miner answers. `bounds`: what a cheat may tune, (least, most) of each parameter.
+
+    With an attribute `returns`, true, it comes back under a new hotkey when it was punished or is not believed any more.
+    """
     bounds: ClassVar[Mapping[str, tuple[float, float]]]
 
     def answer(self, ask: Ask) -> Offers | None: ...  # None: no answer
@@ -148,19 +154,22 @@ class Abstainer:
 @dataclass(frozen=True)
 class Stuffer:
     "Honest clips with padded captions."
-    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"words": (30, 400), "on_topic": (0, 1)}
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"words": (30, 400), "on_topic": (0, 1), "prose": (0, 1), "clips": (1, 8)}
     words: float = 150  # tokens added
     on_topic: float = 0.5  # share of them that are the topic's own words
+    prose: float = 0.0  # share of these that stand in sentences, not in a list
+    clips: float = 8  # whose captions are padded
 
     def answer(self, ask: Ask) -> Offers | None:
         plain = honest_clips(ask, ask.number, 16)
-        padding = self.words / (plain.tokens + self.words)
+        words = np.where(np.arange(len(plain)) < round(self.clips), self.words, 0)
+        padding = words / (plain.tokens + words)
         drift = self.on_topic * ask.query + (1 - self.on_topic) * unit(ask.rng.normal(size=(len(plain), len(ask.query))))
         vectors = plain.sent.copy()
         vectors[:, 2] = unit(vectors[:, 2] + padding[:, None] * drift)
         text = np.minimum(0.85, plain.text + 0.35 * padding * self.on_topic)
-        return replace(plain, sent=vectors, true=vectors, tokens=(plain.tokens + self.words).astype(int), padding=padding, text=text,
-                       listed=np.full(len(plain), self.on_topic), cost=plain.cost + len(plain) * ask.costs.words)
+        return replace(plain, sent=vectors, true=vectors, tokens=(plain.tokens + words).astype(int), padding=padding, text=text,
+                       listed=np.full(len(plain), self.on_topic * (1 - self.prose)), cost=plain.cost + round(self.clips) * ask.costs.words)
 
 # %% ../../nbs/15b_lab_strategies.ipynb #2080c9a5
 def repeated(offers: Offers, times: int) -> Offers:
@@ -260,6 +269,67 @@ class CaptionForger:
         fetchable = np.where(np.arange(len(own)) < k, 1 - self.blocked, own.fetchable)
         return replace(with_wishes(own, wishful(ask, k, self.closeness), own.cost - k * ask.costs.clip * 0.8), fetchable=fetchable)
 
+# %% ../../nbs/15b_lab_strategies.ipynb #10584b4f
+def turned(vectors: np.ndarray, goals: np.ndarray, degrees: float) -> np.ndarray:
+    "float32[..., dim] unit vectors, each by that angle nearer to its goal (of any length, not parallel to it)."
+    side = goals - (goals * vectors).sum(-1, keepdims=True) * vectors
+    angle = np.radians(degrees)
+    return (np.cos(angle) * vectors + np.sin(angle) * unit(side)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Nudger:
+    "True clips whose vectors are turned by less than what a check forgives."
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"degrees": (0.5, 18), "clips": (1, 8), "to_topic": (0, 1)}
+    degrees: float = 16
+    clips: float = 8
+    to_topic: float = 0.7  # where video and sound are turned to: topic (1) or own caption (0)
+
+    def answer(self, ask: Ask) -> Offers | None:
+        own, k = honest_clips(ask, ask.number, 16), round(self.clips)
+        true, sent = own.true[:k], own.sent.copy()
+        goal = self.to_topic * ask.query + (1 - self.to_topic) * true[:, 2]
+        media = turned(true[:, :2], goal[:, None], self.degrees)
+        sent[:k, :2], sent[:k, 2] = media, turned(true[:, 2], 0.65 * media[:, 0] + 0.35 * media[:, 1], self.degrees)
+        return replace(own, sent=sent)
+
+# %% ../../nbs/15b_lab_strategies.ipynb #9b0ce388
+@dataclass(frozen=True)
+class Sleeper:
+    "Honest until its record is long and clean, then a forger in some of its answers."
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"asleep": (5, 30), "forged": (1, 8), "closeness": (0.3, 0.95), "share": (0.25, 1)}
+    asleep: float = 20  # answers
+    forged: float = 8
+    closeness: float = 0.8
+    share: float = 0.5  # of the answers, once it is awake
+
+    def answer(self, ask: Ask) -> Offers | None:
+        awake = ask.history.answers >= self.asleep and not ask.history.punished and ask.rng.random() < self.share
+        return (Forger(self.forged, self.closeness) if awake else Honest()).answer(ask)
+
+
+@dataclass(frozen=True)
+class Opportunist:
+    "Forges what cannot be fetched, while one more failing fetch would still pass for chance."
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"forged": (1, 8), "closeness": (0.3, 0.95), "blocked": (0.5, 1.0), "room": (0.001, 0.5)}
+    forged: float = 8
+    closeness: float = 0.8
+    blocked: float = 0.95
+    room: float = 0.1  # least probability of so many failing fetches, one more included, among those of an honest miner
+
+    def answer(self, ask: Ask) -> Offers | None:
+        h = ask.history
+        chance = chance_of(h.unverified + 1, h.looked_at + 1, max(h.usual, 0.03))
+        return (CaptionForger(self.forged, self.closeness, self.blocked) if chance >= self.room else Honest()).answer(ask)
+
+
+@dataclass(frozen=True)
+class Whitewasher(Sleeper):
+    "A forger, at once or later, that comes back under a new hotkey when it is caught."
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"asleep": (0, 30), "forged": (1, 8), "closeness": (0.3, 0.95), "share": (0.25, 1)}
+    returns: ClassVar[bool] = True
+    asleep: float = 0
+
 # %% ../../nbs/15b_lab_strategies.ipynb #a98f3997
 @dataclass(frozen=True)
 class Poisoner:
@@ -296,4 +366,5 @@ class Colluder:
 # %% ../../nbs/15b_lab_strategies.ipynb #3036f2c5
 STRATEGIES: dict[str, Strategy] = {
     "honest": Honest(), "lazy": Lazy(), "abstainer": Abstainer(), "stuffer": Stuffer(), "duplicator": Duplicator(), "recutter": Recutter(),
-    "forger": Forger(), "caption forger": CaptionForger(), "index poisoner": Poisoner(), "colluder": Colluder()}
+    "forger": Forger(), "caption forger": CaptionForger(), "nudger": Nudger(), "sleeper": Sleeper(), "opportunist": Opportunist(),
+    "whitewasher": Whitewasher(), "index poisoner": Poisoner(), "colluder": Colluder()}
