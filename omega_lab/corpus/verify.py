@@ -32,10 +32,10 @@ from .shards import EMBEDDINGS, evidence_hash
 from ..embedding import get_encoder
 from ..embedding.base import Encoder
 from ..protocol import Clip, VideoRequest
-from ..scoring.video import PROFILES, ClipEvidence, Faults, History, LatentThresholds, Verdict, all_cosines, update_average
+from ..scoring.video import RULES, ClipEvidence, Faults, History, LatentThresholds, Verdict, all_cosines, faults_of, update_average
 from ..scoring.weights import combine, task_shares
 from ..settings import ScoringSettings, Settings
-from ..store import RULES, StoredResponse
+from ..store import StoredResponse
 from ..validation import Fetch, check_media, commitment, response_seed, secret_seed
 
 # %% ../../nbs/09ea_corpus_verify.ipynb #b2de40a2
@@ -212,8 +212,7 @@ class Rules:
     @property
     def faults(self) -> Faults:
         "What the profile meant in this edition."
-        of = PROFILES[self.scoring.profile]
-        return of if self.edition >= 1 else Faults(**asdict(of) | {"length_pays": True, "footage_unseen": True, "unverified_forgiven": True})
+        return faults_of(self.scoring.profile, self.edition)
 
     def score_hash(self) -> str | None:
         "The settings' hash; None when this version of the lab knows other settings than were in force, or an address was blotted out."

@@ -137,6 +137,9 @@ class Field:
         else:
             evidence = self._evidence(offers, ask, self._look(miner, offers, history, ask.query), index, known)
             verdict = score_response(ask.query, offers.sent, evidence, ask.number, s.scoring, self.thresholds, history=history)
+            for video, begin, end, clip in zip(offers.videos, offers.start, offers.end, verdict.clips):
+                if clip.accepted:  # of it who comes later in this round gets nothing
+                    known[video] = [*known.get(video, ()), (int(begin), int(end))]
             media = [c.check for c in evidence if c.check is not None and c.check.kind == "media"]
             standing.note(verdict.outcome == "punished", len(media), sum(c.problem == "unverified" for c in media))
         standing.average = update_average(standing.average, verdict.reward, s.validator.average_alpha)
@@ -194,8 +197,6 @@ class Field:
             check, copied = looks.get(i), None
             if check is not None and check.kind == "media" and not check.problem:
                 copied = float(coins[i, 1] < (r.copy_seen if offers.original[i] else r.copy_false))
-            known.setdefault(video, [])
-            known[video] = [*known[video], span]  # who comes later in this round is compared with it
             seen.append(_clip(
                 video_id=video, start_time=span[0], end_time=span[1], unique_tokens=int(offers.tokens[i]), text_cosine=float(offers.text[i]),
                 stuffed=bool(punishable[i]), really_bad=int(bad[i]), index_novelty=float(novelty[i]), check=check, supported_tokens=int(supported[i]),
