@@ -14,7 +14,7 @@ from omega_lab.lab.rescore import rescore, write_rounds
 from omega_lab.novelty import NoveltyIndex, unit
 from omega_lab.protocol import Clip, VideoRequest, WireError, parse
 from omega_lab.samples import fetch_samples
-from omega_lab.scoring.video import PROFILES, ClipEvidence, ClipVerdict, History, LatentThresholds, SpotCheck, Verdict, no_answer, score_response
+from omega_lab.scoring.video import ClipEvidence, ClipVerdict, History, LatentThresholds, SpotCheck, Verdict, faults_of, no_answer, score_response
 from omega_lab.settings import ScoringSettings, Settings
 from omega_lab.sources import SourceError, canonical_id
 from omega_lab.store import MIGRATIONS, ResponseRecord, RoundRecord, Store, stored_responses
@@ -248,16 +248,17 @@ def test_a_clip_too_like_a_later_one_has_its_cosine_in_the_rows(tmp_path):
 
 # ---- stores of before
 
-def test_an_older_store_is_migrated_and_its_verdicts_stay(tmp_path):
-    """Rounds of before were judged by rules that did not look at shared seconds: they are judged again as they were."""
-    write_rounds(tmp_path, {"duplicator": 2}, rounds=3, sample=2)
-    older = replace(PROFILES["lab"], length_pays=True, footage_unseen=True, unverified_forgiven=True)
+@pytest.mark.parametrize("edition, cheat", [(0, "duplicator"), (1, "nudger")])
+def test_an_older_store_is_migrated_and_its_verdicts_stay(tmp_path, edition, cheat):
+    """Rounds of before were judged by rules that did not look at shared seconds, or at claims: they are judged again as they were."""
+    write_rounds(tmp_path, {cheat: 2}, rounds=6, sample=2)
+    older = faults_of("lab", edition)
     with Store(tmp_path) as store:
         assert rescore(store).same
         then = [(r.round, r.hotkey, replace(r, faults=older).verdict()) for r in stored_responses(store)]
         assert any(v.reward != r.reward for (_, _, v), r in zip(then, stored_responses(store)))
     with duckdb.connect(str(tmp_path / "scores.duckdb")) as con:
-        con.execute("update rounds set rules = 0")
+        con.execute("update rounds set rules = ?", [edition])
         for number, hotkey, verdict in then:
             con.execute("update responses set reward = ?, outcome = ? where round = ? and hotkey = ?", [verdict.reward, verdict.outcome, number, hotkey])
     with Store(tmp_path) as store:

@@ -111,7 +111,8 @@ def plot_scores(store: Store, names: dict[str, str] | None = None, last: int | N
     "What each miner earned per response of the `last` rounds or ever: its two parts, in the order of the averages, which stand beside it."
     parts = store.sql("""
         select r.hotkey, coalesce(sum(s.d) / count(*), 0) as description, coalesce(sum(s.q) / count(*), 0) as query,
-               avg(case when outcome = 'punished' then reward else 0 end) as punished
+               avg(case when outcome = 'punished' then reward else 0 end) as punished,
+               coalesce(sum(case when outcome = 'scored' then least(0, reward - s.d - s.q) end) / count(*), 0) as taken
         from responses r left join (select c.round, c.hotkey, 0.7 * sum(description_relevance) / 2 / any_value(num_videos) as d,
             1.3 * sum(query_relevance) / 2 / any_value(num_videos) as q from clips c join rounds using (round) where accepted group by all) s
         using (round, hotkey) where r.round >= ? group by r.hotkey""", first_of(store, last))
@@ -122,6 +123,8 @@ def plot_scores(store: Store, names: dict[str, str] | None = None, last: int | N
     x = np.arange(len(labels))
     left.bar(x, parts["query"], color=GOOD, width=0.6, label="query relevance")
     left.bar(x, parts["description"], bottom=parts["query"].clip(0), color=WARM, width=0.6, label="description relevance")
+    if parts["taken"].min() < -1e-3:
+        left.bar(x, parts["taken"], color=BAD, width=0.6, label="taken off: claims beyond the media, or not to be fetched")
     left.set_title("Earned per response, by part", loc="left", color=INK, fontsize=11)
     left.legend(frameon=False, fontsize=8)
     right.bar(x, [averages.get(h, 0) for h in parts["hotkey"]], width=0.6, color=[GOOD if averages.get(h, 0) > 0 else BAD for h in parts["hotkey"]])
