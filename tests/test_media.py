@@ -34,6 +34,22 @@ def raw_film(path, times_ms, size=(64, 48), rate=None):
     return path
 
 
+def test_a_phone_held_upright(tmp_path):
+    "The picture is stored lying, with a note of the turn: what is seen stands."
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:24, :, 0] = 255  # the upper half is red
+    with av.open(str(tmp_path / "turned.mp4"), "w") as container:
+        video = container.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.set_display_rotation(90)
+        for _ in range(10):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode())
+    info, (seen,) = probe(tmp_path / "turned.mp4"), frames(tmp_path / "turned.mp4", [0.5])
+    assert seen.shape[:2] == (info.width, info.height) == (64, 48)
+    assert seen[:, :20, 0].mean() > 200 and seen[:, 28:, 0].mean() < 40, "a quarter turn to the left brings the upper half to the left"
+
+
 def test_silent_film(tmp_path):
     film = write_film(tmp_path / "silent.mp4", shades(30), fps=10)
     info = probe(film)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLIPS', 'SECONDS', 'IGNORE_EDITS', 'MARGIN', 'HONEST', 'SIDE', 'MEAN', 'SPREAD', 'clip_starts', 'clip_frames',
            'open_tracks', 'FrameIndex', 'check_range', 'track_time', 'range_packets', 'frame_rate', 'frames_within',
-           'hidden_frames', 'reader_shifts', 'wanted_frames', 'upright', 'decode_frames', 'scaled_size', 'scale_frame',
+           'hidden_frames', 'reader_shifts', 'wanted_frames', 'decode_frames', 'scaled_size', 'scale_frame',
            'crop_corners', 'crop_views', 'look', 'video_views']
 
 # %% ../../nbs/04f_embedding_views.ipynb #ffb62395
@@ -21,7 +21,7 @@ from functools import lru_cache
 import av
 import numpy as np
 
-from ..media import MediaError, _real_video, open_media
+from ..media import MediaError, _real_video, open_media, upright
 
 # %% ../../nbs/04f_embedding_views.ipynb #faa6f71f
 CLIPS, SECONDS = 5, 2  # how many clips of a film, how long each
@@ -202,12 +202,6 @@ def _decode_run(container: av.container.InputContainer, stream: av.video.stream.
     return found
 
 # %% ../../nbs/04f_embedding_views.ipynb #ce729c3e
-def upright(frame: av.VideoFrame) -> np.ndarray:
-    "uint8[height, width, 3] (rgb) of a frame, turned by the quarter turns that its display matrix asks for."
-    turns = round((frame.rotation or 0) / 90)
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns)) if turns else frame.to_ndarray(format="rgb24")
-
-
 def decode_frames(path: str | os.PathLike, container: av.container.InputContainer, stream: av.video.stream.VideoStream,
                   keys: Sequence[int], wanted: Sequence[int], take: Callable[[av.VideoFrame], np.ndarray] = upright) -> dict[int, np.ndarray]:
     "Wanted frames by time in ticks, each as `take` makes it: uint8[height, width, 3] (rgb). `MediaError` when one cannot be had."
