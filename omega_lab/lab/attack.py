@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ..chain.epoch import consensus, normalised, yuma
@@ -95,6 +96,7 @@ VALIDATING = 0.01  # what validating costs, in an honest validator's earnings
 CROWD = {"honest": 16, "lazy": 4, "forger": 4, "recutter": 4, "abstainer": 4}
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def _rows(settings: Settings, epochs: int, validators: int, seed: int, scene: Scene, rounds: int = 8) -> np.ndarray:
     "float[epochs, validators, miners]: what honest validators set; each epoch one of the miners is replaced by a newcomer."
     names = [name for name, count in CROWD.items() for _ in range(count)]

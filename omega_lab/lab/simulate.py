@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
+from threadpoolctl import threadpool_limits
 
 from .population import Pool, synthetic_pool
 from .strategies import STRATEGIES, Ask, Costs, Offers, Published, Strategy
@@ -254,6 +255,7 @@ class Played:
         return hits / answers, float(bounds.low), float(bounds.high)
 
 # %% ../../nbs/15c_lab_simulate.ipynb #dd416d0e
+@threadpool_limits.wrap(limits=1, user_api="blas")  # the products are small: threads would only wait for each other
 def simulate(
     population: Mapping[str, int],  # strategy -> how many miners follow it
     settings: Settings,
