@@ -201,7 +201,7 @@ def test_one_recording_is_submitted_once_by_many(tmp_path):
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert sorted(r.state for r in book.all()) == ["REJECTED", "SUBMITTED"], outcome
-    index = Path(tmp_path / "focus" / "index" / "video" / "ids.txt").read_text().split()
+    index = Path(tmp_path / "focus" / "index" / "film" / "ids.txt").read_text().split()
     assert len(index) == 1 and json.loads((book.path(index[0]) / "record.json").read_text())["history"][-1]["state"] == "SUBMITTED"
 
 

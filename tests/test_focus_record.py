@@ -128,6 +128,7 @@ def test_a_recording_with_a_pause_shows_nonce_and_work(screen, tmp_path):
 def test_counts_alone_hold_neither_keys_nor_places(screen, tmp_path):
     with Recorder(tmp_path, RecorderSettings(display=screen.display)) as recorder:
         recorder.start()
+        time.sleep(0.5)  # what is pressed before the first picture is none of the film's
         screen.hands("type", "secret")
         screen.hands("mousemove", "10", "10", "click", "3")
         time.sleep(0.3)

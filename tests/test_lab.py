@@ -86,7 +86,10 @@ def test_the_view_of_checks_agrees_with_the_verdicts(state):
 def test_the_kept_table_says_what_the_readme_says():
     kept = stored_report()
     ours, theirs = (kept.filter(pl.col("rules") == r) for r in ("lab", "protocol"))
-    assert ours["high"].max() < 0 and ours["honest wronged"].drop_nulls().max() < 0.005 and ours["wronged high"].drop_nulls().max() < 0.005
+    unsure = ours.filter(pl.col("high") >= 0)  # who watches its own record, or hardly cheats: the README names them
+    assert set(unsure["strategy"]) <= {"colluder", "nudger", "sleeper", "whitewasher"} and unsure["advantage"].max() < 0.1
+    assert ours.filter(pl.col("cheats") == 0.3, pl.col("strategy") != "whitewasher")["high"].max() < 0
+    assert ours["honest wronged"].drop_nulls().max() < 0.005 and ours["wronged high"].drop_nulls().max() < 0.005
     assert set(ours["strategy"]) == set(STRATEGIES) - {"honest"} | {"weight copier"}
     assert {"forger", "caption forger", "weight copier", "colluder"} <= set(theirs.filter(pl.col("low") > 0)["strategy"])
 
