@@ -45,6 +45,7 @@ test-full: test  ## and the long ones
 calibration: setup  ## the Focus judge against recordings whose truth is known (about 30 minutes; wants Debian packages, it says which)
 	@$(BIN)/python tools/focus_calibrate.py --write
 	@$(BIN)/python tools/focus_canaries.py --write
+	@$(BIN)/python tools/focus_copies.py --write
 
 docs: $(READY)  ## the site, built from the notebooks into site/
 	@$(BIN)/python tools/docs.py
