@@ -123,11 +123,20 @@ def test_an_interval_holds_what_it_promises():
 
 def test_forging_pays_under_the_subnets_policy_and_not_under_ours():
     report = attack_report(names=["forger", "caption forger"], shares=(0.3,), workers=1, seed=3,
-                           scene=Scene(miners=20, rounds=150, sample=8, search_rounds=40, tries=3))
+                           scene=Scene(miners=20, rounds=150, sample=8, games=3, search_rounds=40, tries=3))
     rows = {(r["strategy"], r["rules"]): r for r in report.iter_rows(named=True)}
     for name in ("forger", "caption forger"):
         assert rows[name, "protocol"]["low"] > 0 > rows[name, "lab"]["high"]
     assert report["honest wronged"].max() < 0.02 and (report["detected low"] <= report["detected"]).all()
+
+
+def test_a_cheat_that_does_what_honest_miners_do_earns_what_they_earn():
+    """The same chance for the same seat: only what is done differently makes a difference."""
+    scene = Scene(miners=16, rounds=40, sample=6, games=2, search_rounds=10, tries=2)
+    report = attack_report(names=["honest", "nudger"], shares=(0.05, 0.4), workers=1, scene=scene).filter(pl.col("rules") == "lab")
+    same, other = report.partition_by("strategy", maintain_order=True)
+    assert np.allclose(same.select("advantage", "low", "high").to_numpy(), 0, atol=1e-12)
+    assert (other["advantage"].abs() > 1e-3).all()
 
 
 @pytest.mark.parametrize(("cheat", "seen"), [

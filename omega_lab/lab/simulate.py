@@ -90,7 +90,7 @@ class Field:
 
     def __init__(self, miners: Sequence[str], strategies: Mapping[str, Strategy], settings: Settings, pool: Pool, seed: int, rates: Rates, costs: Costs):
         self.names, self.strategies, self.settings, self.pool, self.rates, self.costs = list(miners), strategies, settings, pool, rates, costs
-        self.rng, self.published, self.thresholds = np.random.default_rng(seed), Published(), LatentThresholds()
+        self.published, self.thresholds = Published(), LatentThresholds()
         self.standing = [_Standing(record=deque(maxlen=settings.checks.record)) for _ in miners]
         self.index: dict[int, list[np.ndarray]] = {}  # by topic: clips of different topics are never near-duplicates
         self.ranges: dict[str, list[tuple[int, int]]] = {}
@@ -99,17 +99,22 @@ class Field:
     def play(self, sample: int) -> tuple[int, list[Judged]]:
         "One round: its topic, and what became of everybody who was asked, in order of receipt."
         self._look_around()
-        topic, known = int(self.rng.integers(len(self.pool.topics))), dict(self.ranges)
-        ask = Ask(topic, self.settings.validator.num_videos, self.pool, self.rng, self.costs, self.published)
+        chance = self._chance(0)
+        topic, known = int(chance.integers(len(self.pool.topics))), dict(self.ranges)
+        ask = Ask(topic, self.settings.validator.num_videos, self.pool, chance, self.costs, self.published)
         index = np.concatenate(self.index[topic]) if topic in self.index else np.zeros((0, len(ask.query)), np.float32)
         played = []
-        for miner in self.rng.permutation(len(self.names))[:sample]:
-            ask.miner, ask.history = int(miner), self.history(int(miner))
+        for miner in chance.permutation(len(self.names))[:sample]:
+            ask.miner, ask.history, ask.rng = int(miner), self.history(int(miner)), self._chance(1, int(miner))
             played.append(self._judge(int(miner), self.strategies[self.names[miner]].answer(ask), ask, index, known))
         for judged in played:
             self._enter(topic, judged)
         self.rounds += 1
         return topic, played
+
+    def _chance(self, *of: int) -> np.random.Generator:
+        "A stream of chance of its own for each purpose, round and miner: two games of a seed differ by what is done in them alone."
+        return np.random.default_rng((self.seed, self.rounds, *of))
 
     def replace(self, miner: int, strategy: str) -> None:
         "A newcomer takes a miner's place and starts at zero."
@@ -136,7 +141,8 @@ class Field:
         if offers is None or not len(offers):
             verdict = no_answer("no answer", s.scoring)
         else:
-            evidence = self._evidence(offers, ask, self._look(miner, offers, history, ask.query), index, known)
+            chance = self._chance(2, miner)
+            evidence = self._evidence(offers, self._look(miner, offers, history, ask.query, chance), index, known, chance)
             verdict = score_response(ask.query, offers.sent, evidence, ask.number, s.scoring, self.thresholds, history=history)
             for video, begin, end, clip in zip(offers.videos, offers.start, offers.end, verdict.clips):
                 if clip.accepted:  # of it who comes later in this round gets nothing
@@ -154,7 +160,7 @@ class Field:
         self.replace(miner, name)
         return self.costs.registration
 
-    def _look(self, miner: int, offers: Offers, history: History, query: np.ndarray) -> dict[int, SpotCheck]:
+    def _look(self, miner: int, offers: Offers, history: History, query: np.ndarray, chance: np.random.Generator) -> dict[int, SpotCheck]:
         "The spot checks of an answer, chosen as a validator chooses."
         s = self.settings
         wanted = checks_wanted(len(offers), history, s.checks, s.scoring, s.validator)
@@ -162,31 +168,32 @@ class Field:
         if media == 0:
             return {order[0]: SpotCheck.model_construct(kind="description", description_cosine=self._cosine(offers, order[0], 2))}
         if s.checks.policy != "protocol":
-            return {i: self._fetch(offers, i, query, wanted) for i in order[:media]}
+            return {i: self._fetch(offers, i, query, wanted, chance) for i in order[:media]}
         for i in order:
-            if (found := self._fetch(offers, i, query, wanted)).problem != "unverified":
+            if (found := self._fetch(offers, i, query, wanted, chance)).problem != "unverified":
                 break
         return {i: found}
 
     def _cosine(self, offers: Offers, i: int, part: int) -> float:
         return float(offers.sent[i, part] @ offers.true[i, part])
 
-    def _fetch(self, offers: Offers, i: int, query: np.ndarray, wanted: float) -> SpotCheck:
-        if self.rng.random() >= offers.fetchable[i]:
+    def _fetch(self, offers: Offers, i: int, query: np.ndarray, wanted: float, chance: np.random.Generator) -> SpotCheck:
+        if chance.random() >= offers.fetchable[i]:
             return SpotCheck.model_construct(kind="media", problem="unverified", reason="blocked", description_cosine=self._cosine(offers, i, 2))
-        if not offers.exists[i] or self.rng.random() < self.rates.gone:
+        if not offers.exists[i] or chance.random() < self.rates.gone:
             return SpotCheck.model_construct(kind="media", problem="fake", reason="gone")
-        off = self.rng.normal(size=(2, len(query))) * np.sqrt((1 / self.rates.again**2 - 1) / len(query))
+        off = chance.normal(size=(2, len(query))) * np.sqrt((1 / self.rates.again**2 - 1) / len(query))
         fresh = np.concatenate([unit(offers.true[i, :2] + off), offers.true[i, 2:]])
         video, audio, description = np.vecdot(offers.sent[i], fresh).tolist()
         recomputed = (*(fresh[:2] @ fresh[2]).tolist(), *(fresh[:2] @ query).tolist())
         return SpotCheck.model_construct(kind="media", description_cosine=description, video_cosine=video, audio_cosine=audio, recomputed=recomputed,
                                          drawn=min(1.0, wanted / len(offers)))
 
-    def _evidence(self, offers: Offers, ask: Ask, looks: Mapping[int, SpotCheck], index: np.ndarray, known: dict) -> tuple[ClipEvidence, ...]:
+    def _evidence(self, offers: Offers, looks: Mapping[int, SpotCheck], index: np.ndarray, known: dict,
+                  chance: np.random.Generator) -> tuple[ClipEvidence, ...]:
         n, r = len(offers), self.rates
         novelty = 1 - (offers.sent[:, 0] @ index.T).max(1) if len(index) else np.ones(n)
-        coins = self.rng.random((n, 2))
+        coins = chance.random((n, 2))
         seen_as = offers.listed * r.list_seen + (1 - offers.listed) * r.text_seen
         punishable = coins[:, 0] < np.where(offers.padding > 0, seen_as * np.minimum(1, 2 * offers.padding), r.honest_stuffed)
         supported = offers.tokens * (1 - offers.padding * (1 - r.padding_counts))
@@ -240,6 +247,10 @@ class Played:
         "float[blocks]: income net of cost per miner and round, in so many stretches of time; the first tenth of the rounds is left out."
         net = (self.income - self.cost)[len(self.income) // 10:, self.of(name)].mean(1)
         return np.array([part.mean() for part in np.array_split(net, blocks)])
+
+    def earned(self) -> np.ndarray:
+        "float[miners]: each one's income net of cost a round; the first tenth of the rounds is left out."
+        return (self.income - self.cost)[len(self.income) // 10:].mean(0)
 
     def rate(self, name: str, what: str) -> float:
         "Share of a strategy's answers that were `punished`, `disbelieved` or `unverified`."
