@@ -124,7 +124,7 @@ def _rows(settings: Settings, epochs: int, validators: int, seed: int, scene: Sc
     return np.array(rows)
 
 
-def copier_advantage(settings: Settings, sealed: int, seed: int = 0, epochs: int = 40, validators: int = 5,
+def copier_advantage(settings: Settings, sealed: int, seed: int = 0, epochs: int = 100, validators: int = 5,
                      scene: Scene = Scene()) -> tuple[float, float, float]:
     "(mean, lower, upper) of a copying validator's dividends over an honest one's of the same stake, net of the cost of validating, minus 1."
     first, gains = sealed + 5, []  # the averages begin at zero

@@ -9,6 +9,7 @@ __all__ = ['lab', 'Set', 'State', 'Picture', 'Seed', 'Embeddings', 'rescore', 'e
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -176,7 +177,8 @@ def simulate(
 def attack(
     strategy: Annotated[list[str], typer.Option("--strategy", help="only this one (repeatable)")] = [],  # noqa: B006
     share: Annotated[list[float], typer.Option(min=0.001, max=0.9, help="share of cheats among the miners (repeatable)")] = [0.01, 0.3, 0.6],  # noqa: B006
-    quick: Annotated[bool, typer.Option(help="fewer miners, rounds and tries: a first look in about a minute")] = False,
+    quick: Annotated[bool, typer.Option(help="fewer miners, rounds and tries: a first look in about three minutes")] = False,
+    games: Annotated[int | None, typer.Option(min=2, help="played of each comparison: four times as many halve the bounds [default: 6; quick 3]")] = None,
     seed: Seed = 0,
     embeddings: Embeddings = None,
     workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
@@ -189,6 +191,7 @@ def attack(
     from omega_lab.validator.report import Table
 
     scene = QUICK if quick else Scene()
+    scene = replace(scene, games=games or scene.games)
     try:
         report = attack_report(_settings(set_), share, seed, scene.on(_pool(embeddings)), strategy or None, workers, progress=sys.stderr.isatty())
     except ValueError as error:
