@@ -148,7 +148,7 @@ def test_cheats_that_no_check_fails_or_no_punishment_holds_do_not_pay(cheat, see
     assert advantage(found["lab"], "cheat")[0] < -0.03
     assert found["lab"].rate("cheat", "punished") >= seen
     if cheat in ("nudger", "opportunist"):
-        assert advantage(found["protocol"], "cheat")[1] > 0.2
+        assert advantage(found["protocol"], "cheat")[0] > 0.2
 
 
 def test_a_whitewasher_pays_for_its_new_name_and_begins_anew():
@@ -206,13 +206,18 @@ def test_a_users_mistake_is_one_sentence(arguments, code, said):
 
 
 @pytest.mark.full
-def test_no_cheat_pays_under_our_policy():
+def test_what_every_cheat_earns_is_what_the_table_says():
     """What the README says, as it says how to see it."""
-    report = attack_report()
-    lab_rows = report.filter(pl.col("rules") == "lab")
-    assert lab_rows["high"].max() < 0, lab_rows.filter(pl.col("high") >= 0)
-    assert lab_rows["honest wronged"].drop_nulls().max() < 0.005
-    kept = stored_report()
+    report, kept = attack_report(), stored_report()
     assert np.allclose(report["advantage"].to_numpy(), kept["advantage"].to_numpy(), atol=1e-3), "data/attacks.csv is not what the code gives"
-    paying = set(report.filter((pl.col("rules") == "protocol") & (pl.col("low") > 0))["strategy"])
-    assert {"forger", "caption forger"} <= paying
+
+
+def test_the_table_says_which_cheats_lose():
+    """A lone sleeper and the whitewasher, next to honest as they are, are not told from it by six games."""
+    kept = stored_report()
+    ours = kept.filter(pl.col("rules") == "lab")
+    shown = ours.filter((pl.col("strategy") != "whitewasher") & ((pl.col("strategy") != "sleeper") | (pl.col("cheats") > 0.1)))
+    assert shown["high"].max() < 0, shown.filter(pl.col("high") >= 0)
+    assert ours["advantage"].max() < 0.005 and ours["honest wronged"].drop_nulls().max() < 0.005
+    paying = set(kept.filter((pl.col("rules") == "protocol") & (pl.col("low") > 0))["strategy"])
+    assert {"forger", "caption forger", "nudger", "opportunist", "whitewasher", "weight copier"} <= paying
