@@ -132,7 +132,7 @@ def test_forging_pays_under_the_subnets_policy_and_not_under_ours():
 
 def test_a_cheat_that_does_what_honest_miners_do_earns_what_they_earn():
     """The same chance for the same seat: only what is done differently makes a difference."""
-    scene = Scene(miners=16, rounds=40, sample=6, games=2, search_rounds=10, tries=2)
+    scene = Scene(miners=16, rounds=40, sample=6, games=2, search_rounds=16, tries=2)
     report = attack_report(names=["honest", "nudger"], shares=(0.05, 0.4), workers=1, scene=scene).filter(pl.col("rules") == "lab")
     same, other = report.partition_by("strategy", maintain_order=True)
     assert np.allclose(same.select("advantage", "low", "high").to_numpy(), 0, atol=1e-12)
