@@ -84,14 +84,16 @@ def test_the_view_of_checks_agrees_with_the_verdicts(state):
 # ---- the simulation
 
 def test_the_kept_table_says_what_the_readme_says():
+    """A lone sleeper and the whitewasher, next to honest as they are, are not told from it by six games."""
     kept = stored_report()
     ours, theirs = (kept.filter(pl.col("rules") == r) for r in ("lab", "protocol"))
-    unsure = ours.filter(pl.col("high") >= 0)  # who watches its own record, or hardly cheats: the README names them
-    assert set(unsure["strategy"]) <= {"colluder", "nudger", "sleeper", "whitewasher"} and unsure["advantage"].max() < 0.1
-    assert ours.filter(pl.col("cheats") == 0.3, pl.col("strategy") != "whitewasher")["high"].max() < 0
+    shown = ours.filter((pl.col("strategy") != "whitewasher") & ((pl.col("strategy") != "sleeper") | (pl.col("cheats") > 0.1)))
+    assert shown["high"].max() < 0, shown.filter(pl.col("high") >= 0)
+    assert ours["advantage"].max() < 0.005
     assert ours["honest wronged"].drop_nulls().max() < 0.005 and ours["wronged high"].drop_nulls().max() < 0.005
     assert set(ours["strategy"]) == set(STRATEGIES) - {"honest"} | {"weight copier"}
-    assert {"forger", "caption forger", "weight copier", "colluder"} <= set(theirs.filter(pl.col("low") > 0)["strategy"])
+    paying = set(theirs.filter(pl.col("low") > 0)["strategy"])
+    assert {"forger", "caption forger", "nudger", "opportunist", "whitewasher", "weight copier", "colluder"} <= paying
 
 
 def test_a_seed_gives_the_same_rounds():
@@ -210,14 +212,3 @@ def test_what_every_cheat_earns_is_what_the_table_says():
     """What the README says, as it says how to see it."""
     report, kept = attack_report(), stored_report()
     assert np.allclose(report["advantage"].to_numpy(), kept["advantage"].to_numpy(), atol=1e-3), "data/attacks.csv is not what the code gives"
-
-
-def test_the_table_says_which_cheats_lose():
-    """A lone sleeper and the whitewasher, next to honest as they are, are not told from it by six games."""
-    kept = stored_report()
-    ours = kept.filter(pl.col("rules") == "lab")
-    shown = ours.filter((pl.col("strategy") != "whitewasher") & ((pl.col("strategy") != "sleeper") | (pl.col("cheats") > 0.1)))
-    assert shown["high"].max() < 0, shown.filter(pl.col("high") >= 0)
-    assert ours["advantage"].max() < 0.005 and ours["honest wronged"].drop_nulls().max() < 0.005
-    paying = set(kept.filter((pl.col("rules") == "protocol") & (pl.col("low") > 0))["strategy"])
-    assert {"forger", "caption forger", "nudger", "opportunist", "whitewasher", "weight copier"} <= paying

@@ -153,10 +153,9 @@ MEASURED = 1000  # seeds of the games that are measured begin so much after the 
 
 
 def _calm(task: tuple[Settings, Scene, float, int]) -> np.ndarray:
-    "float[miners]: what each seat earns in a game in which everybody is honest, over the mean."
+    "float[miners]: what each seat earns in a game in which everybody is honest."
     settings, scene, share, seed = task
-    earned = _match(Honest(), share, settings, scene, scene.rounds, seed).earned()
-    return earned / earned.mean()
+    return _match(Honest(), share, settings, scene, scene.rounds, seed).earned()
 
 
 def _luck(over: Callable, among: Mapping[str, Settings], scene: Scene, shares: Sequence[float], seed: int) -> dict[str, dict[float, list[np.ndarray]]]:
